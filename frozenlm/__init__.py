@@ -1,0 +1,1 @@
+"""The frozen LM and everything that is trained around it."""

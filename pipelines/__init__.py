@@ -1,0 +1,1 @@
+"""Frozen LM and retrievers composed into runnable jobs."""
