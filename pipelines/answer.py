@@ -1,0 +1,35 @@
+"""What a pipeline gives back for one question: the text, where it came from, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipelines.packing import KeptPassage, PackingReport
+from retrievers.types import Hit
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer with its sources.
+
+    Attributes:
+        question: as it was asked.
+        text: the answer; None from a pipeline that only retrieves.
+        score: summed log-probability of the generated tokens, nats.
+        passages: every passage that was offered to the packer, best first.
+        retrieved: the retriever's own list, before re-ranking.
+        context: the passages that really stood in the LM's window, in the order in which the LM read them.
+        packing: what was kept, dropped and cut, in tokens; None without passages.
+        timings: seconds a question by stage (`retrieve`, `rerank`, `pack`, `read`): a batch's time divided by its size.
+        prompt: hash of the learned prompt that was used, None for zero-shot.
+    """
+
+    question: str
+    text: str | None
+    score: float | None = None
+    passages: list[Hit] = field(default_factory=list)
+    retrieved: list[Hit] = field(default_factory=list)
+    context: list[KeptPassage] = field(default_factory=list)
+    packing: PackingReport | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    prompt: str | None = None
