@@ -1,5 +1,5 @@
-"""What can go wrong between a question and its passages. This package stands alone, so its errors have a root of their own;
-`pipelines.errors` raises each of them as a `FrozenLMError` too."""
+"""What can go wrong between a question and its passages. This package stands alone, so its errors have a root of
+their own; `pipelines.errors` raises each of them as a `FrozenLMError` too."""
 
 
 class RetrievalError(Exception):

@@ -1,6 +1,7 @@
 """The words that retrieval is spoken in: a passage, a hit, and the two protocols that turn questions into ranked hits.
 
-A retriever or re-ranker of a user's own needs nothing from us but these shapes; `check_retriever` says whether it keeps them.
+A retriever or re-ranker of a user's own needs nothing from us but these shapes; `check_retriever` says whether it
+keeps them.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Hit:
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Questions to ranked passages. Optional beside it: `fingerprint() -> str` (turns result caching on) and `close()`."""
+    """Questions to ranked passages. Optional beside it: `fingerprint() -> str` (turns result caching on) and
+    `close()`."""
 
     def retrieve(self, queries: Sequence[str], k: int) -> Sequence[Sequence[Hit]]:
         """At most `k` hits a query, best first, one list a query in the order of `queries`."""
@@ -63,7 +65,8 @@ class Reranker(Protocol):
 
 @runtime_checkable
 class TextScorer(Protocol):
-    """What likelihood re-ranking needs of a language model: log p(continuation | prompt), summed over its tokens, in nats."""
+    """What likelihood re-ranking needs of a language model: log p(continuation | prompt), summed over its tokens, in
+    nats."""
 
     def score_texts(self, prompts: Sequence[str], continuations: Sequence[str]) -> Sequence[float]:
         """One log-probability a pair; `prompts` and `continuations` are parallel."""
