@@ -1,10 +1,10 @@
 """Passages and questions must not be able to forge the prompt's own delimiters ("answer :", "### Context").
 
-What counts as a delimiter is read off the templates' literal parts: a label is a word followed by a colon, a mark is a run without
-spaces that holds two or more signs ("###", "[INST]", "<|user|>"). Our choice of the cure: behind a label the colon becomes a space, in
-a mark the signs do, and line breaks become spaces where the templates use line breaks. The words stay. Look-alikes by case, accents,
-full-width forms and invisible characters are found too, since many tokenizers fold them. This removes forged structure; it makes no
-model immune to instructions in a passage.
+What counts as a delimiter is read off the templates' literal parts: a label is a word followed by a colon, a mark is
+a run without spaces that holds two or more signs ("###", "[INST]", "<|user|>"). Our choice of the cure: behind a label
+the colon becomes a space, in a mark the signs do, and line breaks become spaces where the templates use line breaks.
+The words stay. Look-alikes by case, accents, full-width forms and invisible characters are found too, since many
+tokenizers fold them. This removes forged structure; it makes no model immune to instructions in a passage.
 """
 
 from __future__ import annotations

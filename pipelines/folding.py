@@ -1,7 +1,7 @@
 """Text as a lower-casing, accent-stripping tokenizer sees it, with the way back to the characters that were written.
 
-Two parts of the roof need it: delimiters hidden behind accents or invisible characters are found in the folded text (`delimiters.py`),
-and an answer in lower-cased pieces is given its spelling in the passage (`surface.py`).
+Two parts of the roof need it: delimiters hidden behind accents or invisible characters are found in the folded text
+(`delimiters.py`), and an answer in lower-cased pieces is given its spelling in the passage (`surface.py`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Packing of the frozen reader (Levine et al. 2022, arXiv 2204.10019, section 3): passages are added greedily in descending order
-until the LM's window is full.
+"""Packing of the frozen reader (Levine et al. 2022, arXiv 2204.10019, section 3): passages are added greedily in
+descending order until the LM's window is full.
 
-Each piece (opening, passage, question) is encoded alone and the ids are joined, so counts are exact by construction and nothing is ever cut
-from a finished prompt. Whole passages only, unless `overflow: truncate_last`. Our choice, where the paper is silent: packing stops at the
-first passage that does not fit into what is left, so that no worse passage takes a better one's place; a passage that would not even fit
-into an empty window never can, and is passed over. Orders, duplicate removal and caps are ours too.
+Each piece (opening, passage, question) is encoded alone and the ids are joined, so counts are exact by construction
+and nothing is ever cut from a finished prompt. Whole passages only, unless `overflow: truncate_last`. Our choice, where
+the paper is silent: packing stops at the first passage that does not fit into what is left, so that no worse passage
+takes a better one's place; a passage that would not even fit into an empty window never can, and is passed over.
+Orders, duplicate removal and caps are ours too.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from functools import lru_cache
 
 import regex
 
-from pipelines.config import Packing
 from pipelines.delimiters import Delimiters, split_template
 from pipelines.errors import ConfigError, ShapeError
 from retrievers.types import Hit
 
 REASONS = ("window", "duplicate", "title_cap", "max_passages")
+OVERFLOWS = ("drop", "truncate_last", "error")
+ORDERS = ("best_first", "best_last", "best_ends")
 Encode = Callable[[str], list[int]]
 
 
@@ -33,7 +35,8 @@ class KeptPassage:
         start, end: its tokens are `context_ids[start:end]`.
         tokens: how many these are.
         truncated: tokens that were cut off its end, 0 for a whole passage.
-        text: the passage's text that the LM really reads: delimiters neutralised, cut where it was cut. Recall@context is measured on it.
+        text: the passage's text that the LM really reads, delimiters neutralised, cut where it was cut: recall@context
+            is measured on it.
         rank: its place among the offered hits, from 0.
     """
 
@@ -48,7 +51,7 @@ class KeptPassage:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """One passage that the LM does not read. `tokens` is None where packing had stopped before it and it was never encoded."""
+    """One passage that the LM does not read. `tokens` is None where it was refused before it was encoded."""
 
     hit: Hit
     reason: str
@@ -66,7 +69,7 @@ class PackingReport:
         truncated_tokens: tokens cut off.
         tokens: length of `context_ids`: opening, passages and question.
         passage_tokens: of these, the passages'.
-        budget: the most that `tokens` may be; None where neither window nor `max_tokens` bounds it.
+        budget: the most that `tokens` may be; None without a window.
         neutralised: delimiters taken out of passages and question.
     """
 
@@ -83,7 +86,7 @@ class PackingReport:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One question's context. The ids of the row are `opening_ids + passage ids + question_ids`; soft tokens are not among them.
+    """One question's context: `context_ids` is opening, passages and question. Soft tokens are not among them.
 
     Attributes:
         opening_ids: as given.
@@ -131,71 +134,96 @@ def pack(
     hits: Sequence[Hit],
     *,
     encode: Encode,
-    packing: Packing | None = None,
+    passage: str = "title : {title} text : {text} ",
+    question_template: str = "question : {question} answer :",
+    opening: str = "",
     opening_ids: Sequence[int] = (),
     soft_tokens: int = 0,
     window: int | None = None,
+    answer_reserve: int = 32,
+    overflow: str = "drop",
+    order: str = "best_last",
+    deduplicate: bool = True,
+    per_title_cap: int | None = None,
+    max_passages: int | None = None,
 ) -> Packed:
-    """Fill the window with passages, best first.
+    """Fill the window with passages, best first. The budget of ids is `window - answer_reserve - soft_tokens`.
 
     Args:
         question: as asked; its delimiters are neutralised, it is never cut.
         hits: passages in descending order of worth.
-        encode: the LM's tokenizer without special tokens, special tokens in a text read as plain text.
-        packing: templates, limits and order; the defaults of `pipelines.config.Packing` without it.
-        opening_ids: the first ids of the row: the LM's `bos_ids` and the encoded `packing.opening`.
+        encode: the LM's tokenizer without special tokens; special tokens in a text are read as plain text.
+        passage: template of one passage, with the slots {title} and {text}.
+        question_template: with the slot {question}.
+        opening: text that opens the row; only its delimiters are looked at, its ids come in `opening_ids`.
+        opening_ids: the first ids of the row: the LM's `bos_ids` and the encoded `opening`.
         soft_tokens: soft tokens that will stand in the row beside these ids.
-        window: the LM's window, tokens; None for no limit.
+        window: tokens that the row may take with soft tokens and answer: the LM's window, or less; None for no limit.
+        answer_reserve: tokens kept free for the answer.
+        overflow: of a passage that does not fit into what is left: `drop` leaves it out, `truncate_last` cuts it at a word's
+            end, `error` raises. A passage longer than an empty window is dropped, cut or raised for in the same way.
+        order: how the kept passages are laid out: `best_first`, `best_last` (next to the question) or `best_ends`.
+        deduplicate: leave out a text that is kept already, up to case and white space.
+        per_title_cap: at most so many passages of one title; passages without a title are not counted.
+        max_passages: keep at most so many.
 
     Raises:
-        ConfigError: answer reserve and soft tokens leave no window; a template has an unknown slot.
+        ConfigError: answer reserve and soft tokens leave no window; an unknown slot, overflow or order.
         ShapeError: opening and question alone exceed the budget; with `overflow: error`, a passage does not fit.
     """
-    packing = packing or Packing()
-    templates = _templates(packing.passage, packing.question, packing.opening)
-    budget = _budget(packing, soft_tokens, window)
+    if overflow not in OVERFLOWS or order not in ORDERS:
+        raise ConfigError(f"got overflow={overflow!r}, order={order!r}; expected one of {OVERFLOWS} and of {ORDERS}")
+    templates = _templates(passage, question_template, opening)
+    budget = _budget(window, answer_reserve, soft_tokens)
     question_text, neutralised = templates.delimiters.neutralise(question)
-    question_ids = encode(_fill(templates.question, {"question": question_text}))
+    question_ids = list(encode(_fill(templates.question, {"question": question_text})))
     fixed = len(opening_ids) + len(question_ids)
     if budget is not None and fixed > budget:
         raise ShapeError(
-            f"the question takes {len(question_ids)} tokens and the opening {len(opening_ids)}, but only {budget} are left of the "
-            f"window after answer_reserve={packing.answer_reserve} and {soft_tokens} soft tokens; shorten the question or raise the window"
+            f"the question takes {len(question_ids)} tokens and the opening {len(opening_ids)}, but only {budget} "
+            f"of the window's {window} are left after answer_reserve={answer_reserve} and {soft_tokens} soft tokens; "
+            "shorten the question or raise the window"
         )
-    chosen = _Greedy(packing, templates, encode, None if budget is None else budget - fixed)
+    greedy = _Greedy(
+        templates,
+        encode,
+        room=None if budget is None else budget - fixed,
+        overflow=overflow,
+        deduplicate=deduplicate,
+        per_title_cap=per_title_cap,
+        max_passages=max_passages,
+    )
     for rank, hit in enumerate(hits):
-        chosen.offer(rank, hit)
+        greedy.offer(rank, hit)
+    chosen = _reading_order(greedy.kept, order)
     kept: list[KeptPassage] = []
     at = len(opening_ids)
-    reading_order = _reading_order(chosen.kept, packing.order)
-    for one in reading_order:
-        end = at + len(one.ids)
-        cut = one.whole - len(one.ids)
+    for one in chosen:
+        end, cut = at + len(one.ids), one.whole - len(one.ids)
         kept.append(KeptPassage(one.hit, at, end, len(one.ids), truncated=cut, text=one.text, rank=one.rank))
         at = end
     report = PackingReport(
         offered=len(hits),
         kept=len(kept),
-        dropped={reason: sum(one.reason == reason for one in chosen.dropped) for reason in REASONS},
-        truncated=sum(one.truncated > 0 for one in kept),
+        dropped={reason: sum(one.reason == reason for one in greedy.dropped) for reason in REASONS},
+        truncated=sum(one.cut for one in chosen),
         truncated_tokens=sum(one.truncated for one in kept),
         tokens=at + len(question_ids),
         passage_tokens=at - len(opening_ids),
         budget=budget,
-        neutralised=neutralised + sum(one.neutralised for one in reading_order),
+        neutralised=neutralised + sum(one.neutralised for one in chosen),
     )
-    return Packed(list(opening_ids), [one.ids for one in reading_order], question_ids, kept, chosen.dropped, report)
+    return Packed(list(opening_ids), [one.ids for one in chosen], question_ids, kept, greedy.dropped, report)
 
 
-def _budget(packing: Packing, soft_tokens: int, window: int | None) -> int | None:
-    limits = [limit for limit in (window, packing.max_tokens) if limit is not None]
-    if not limits:
+def _budget(window: int | None, answer_reserve: int, soft_tokens: int) -> int | None:
+    if window is None:
         return None
-    budget = min(limits) - packing.answer_reserve - soft_tokens
+    budget = window - answer_reserve - soft_tokens
     if budget <= 0:
         raise ConfigError(
-            f"a window of {min(limits)} tokens leaves {budget} for passages and question after answer_reserve="
-            f"{packing.answer_reserve} and {soft_tokens} soft tokens; raise max_tokens or lower the other two"
+            f"a window of {window} tokens leaves {budget} for passages and question after "
+            f"answer_reserve={answer_reserve} and {soft_tokens} soft tokens; raise max_tokens or lower the other two"
         )
     return budget
 
@@ -207,79 +235,101 @@ class _Chosen:
     text: str
     ids: list[int]
     whole: int
+    cut: bool
     neutralised: int
 
 
 class _Greedy:
-    """The packer's state while it walks down the list of hits. `room` is what passages may take, tokens; None for no limit."""
+    """The packer's state while it walks down the hits. `room`: tokens that passages may take, None for no limit."""
 
-    def __init__(self, packing: Packing, templates: _Templates, encode: Encode, room: int | None) -> None:
+    def __init__(
+        self,
+        templates: _Templates,
+        encode: Encode,
+        *,
+        room: int | None,
+        overflow: str,
+        deduplicate: bool,
+        per_title_cap: int | None,
+        max_passages: int | None,
+    ) -> None:
         self.kept: list[_Chosen] = []
         self.dropped: list[Dropped] = []
-        self._packing, self._templates, self._encode = packing, templates, encode
+        self._templates, self._encode, self._overflow = templates, encode, overflow
+        self._deduplicate, self._per_title_cap, self._max_passages = deduplicate, per_title_cap, max_passages
         self._room = self._left = room
         self._full = False
         self._texts: set[str] = set()
         self._titles: dict[str, int] = {}
 
     def offer(self, rank: int, hit: Hit) -> None:
+        """Keep the hit, or drop it with its reason.
+
+        Raises:
+            ShapeError: it does not fit, and overflow is `error`.
+        """
         reason = self._refusal(hit)
         if reason is not None:
             self.dropped.append(Dropped(hit, reason))
             return
-        neutralise = self._templates.delimiters.neutralise
-        title, in_title = neutralise(hit.title)
-        text, in_text = neutralise(hit.text)
+        title, in_title = self._templates.delimiters.neutralise(hit.title)
+        text, in_text = self._templates.delimiters.neutralise(hit.text)
         ids = self._render(title, text)
-        whole = len(ids)
+        whole, cut = len(ids), False
         if self._left is not None and whole > self._left:
-            if self._packing.overflow == "error":
-                raise ShapeError(
-                    f"passage {hit.passage_id!r} (rank {rank + 1}) takes {whole} tokens, {self._left} are left of the {self._room} for "
-                    "passages; lower max_passages, raise the window, or use overflow drop or truncate_last"
-                )
-            fits_alone = self._room is not None and whole <= self._room
-            self._full = fits_alone or self._packing.overflow == "truncate_last"
-            text, ids = self._cut(title, text) if self._packing.overflow == "truncate_last" else ("", [])
+            text, ids = self._overflowing(rank, hit, title, text, whole)
+            cut = True
             if not ids:
                 self.dropped.append(Dropped(hit, "window", whole))
                 return
-        self.kept.append(_Chosen(rank, hit, text, ids, whole, in_title + in_text))
+        self.kept.append(_Chosen(rank, hit, text, ids, whole, cut, in_title + in_text))
         self._texts.add(_same_text(hit))
         self._titles[hit.title] = self._titles.get(hit.title, 0) + 1
         if self._left is not None:
             self._left -= len(ids)
 
     def _refusal(self, hit: Hit) -> str | None:
-        packing = self._packing
-        if packing.max_passages is not None and len(self.kept) >= packing.max_passages:
+        if self._max_passages is not None and len(self.kept) >= self._max_passages:
             return "max_passages"
         if self._full:
             return "window"
-        if packing.deduplicate and _same_text(hit) in self._texts:
+        if self._deduplicate and _same_text(hit) in self._texts:
             return "duplicate"
-        if packing.per_title_cap is not None and hit.title and self._titles.get(hit.title, 0) >= packing.per_title_cap:
+        cap = self._per_title_cap
+        if cap is not None and hit.title and self._titles.get(hit.title, 0) >= cap:
             return "title_cap"
         return None
 
+    def _overflowing(self, rank: int, hit: Hit, title: str, text: str, whole: int) -> tuple[str, list[int]]:
+        """What is kept of a passage that does not fit: nothing ("", []), or its beginning."""
+        if self._overflow == "error":
+            raise ShapeError(
+                f"passage {hit.passage_id!r} (rank {rank + 1}) takes {whole} tokens, {self._left} are left of the "
+                f"{self._room} for passages; lower max_passages, raise the window, or set overflow to drop or truncate_last"
+            )
+        if self._overflow == "truncate_last":
+            self._full = True
+            return self._cut(title, text)
+        self._full = self._room is not None and whole <= self._room
+        return "", []
+
     def _render(self, title: str, text: str) -> list[int]:
-        return self._encode(_fill(self._templates.passage, {"title": title, "text": text}))
+        return list(self._encode(_fill(self._templates.passage, {"title": title, "text": text})))
 
     def _cut(self, title: str, text: str) -> tuple[str, list[int]]:
-        """The longest run of whole words from the start of `text` that fits into what is left; ("", []) where not one does."""
+        """The longest run of whole words from the start of `text` that fits into what is left."""
         ends = [match.end() for match in regex.finditer(r"\S+", text)]
-        room = self._left or 0
-        low, high = 0, len(ends)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if len(self._render(title, text[: ends[middle - 1]])) <= room:
-                low = middle
+        best: tuple[str, list[int]] = ("", [])
+        low, high = 1, len(ends)
+        while low <= high:
+            middle = (low + high) // 2
+            shown = text[: ends[middle - 1]]
+            ids = self._render(title, shown)
+            if len(ids) <= (self._left or 0):
+                best, low = (shown, ids), middle + 1
             else:
                 high = middle - 1
-        if low == 0:
-            return "", []
-        shown = text[: ends[low - 1]]
-        return shown, self._render(title, shown)
+        return best
 
 
 def _same_text(hit: Hit) -> str:
@@ -287,7 +337,7 @@ def _same_text(hit: Hit) -> str:
 
 
 def _reading_order(kept: list[_Chosen], order: str) -> list[_Chosen]:
-    """`best_ends` puts rank 1 first, rank 2 last, rank 3 second, and so on: the middle is read worst (arXiv 2307.03172)."""
+    """`best_ends`: rank 1 first, rank 2 last, rank 3 second, and so on; the middle is read worst (arXiv 2307.03172)."""
     if order == "best_last":
         return kept[::-1]
     if order == "best_ends":
