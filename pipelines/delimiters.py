@@ -10,8 +10,9 @@ tokenizers fold them. This removes forged structure; it makes no model immune to
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import regex
 
@@ -21,6 +22,8 @@ from pipelines.folding import fold
 _LABEL = regex.compile(r"(\w+)\s*:")
 _MARK = regex.compile(r"\S*[^\w\s]\S*[^\w\s]\S*")
 _SIGN = regex.compile(r"[^\w\s]")
+_LINE_BREAKS = regex.compile(r"\s*[\n\r\v\f\x85\u2028\u2029]+\s*")
+_LEADING_COLONS = regex.compile(r"^\s*[:：][\s:：]*")
 
 
 def split_template(template: str, slots: frozenset[str]) -> list[tuple[str, str | None]]:
@@ -57,10 +60,12 @@ class Delimiters:
         marks = {mark for literal in folded for mark in _MARK.findall(_LABEL.sub(" ", literal))}
         return cls(frozenset(labels), frozenset(marks), any("\n" in literal for literal in literals))
 
+    @cached_property
     def _pattern(self) -> regex.Pattern[str] | None:
-        options = [regex.escape(mark) for mark in sorted(self.marks, key=len, reverse=True)]
+        options = [regex.escape(mark) for mark in sorted(self.marks, key=lambda mark: (-len(mark), mark))]
         if self.labels:
-            options.append(rf"\b(?:{'|'.join(map(regex.escape, sorted(self.labels)))})(?<colon>\s*:[\s:]*)")
+            words = "|".join(map(regex.escape, sorted(self.labels)))
+            options.append(rf"(?<![\p{{L}}\p{{N}}])(?:{words})(?<colon>\s*:[\s:]*)")
         return regex.compile("|".join(options)) if options else None
 
     def neutralise(self, text: str) -> tuple[str, int]:
@@ -69,28 +74,32 @@ class Delimiters:
         Colons at the very start go too: they could complete a label that stands before the slot.
         """
         if self.line_breaks:
-            text = regex.sub(r"\s*[\n\r\v\f\x85\u2028\u2029]+\s*", " ", text)
+            text = _LINE_BREAKS.sub(" ", text)
         count = 0
-        if self.labels and (stripped := regex.sub(r"^\s*:[\s:]*", "", text)) != text:
+        if self.labels and (stripped := _LEADING_COLONS.sub("", text)) != text:
             text, count = stripped, 1
-        pattern = self._pattern()
-        while pattern is not None:
+        while self._pattern is not None:
             folded, origin = fold(text)
-            found = list(pattern.finditer(folded))
+            found = list(self._pattern.finditer(folded))
             if not found:
                 break
-            for match in reversed(found):
-                text = _disarm(text, match, origin)
+            text = _without(text, [_removal(match, origin) for match in found])
             count += len(found)
         return text, count
 
 
-def _disarm(text: str, match: regex.Match[str], origin: Iterable[int]) -> str:
-    """Replace the match's colon, or all its signs, by a space, in the text that the folded text came from."""
-    at = list(origin)
+def _removal(match: regex.Match[str], origin: Sequence[int]) -> tuple[list[int], bool]:
+    """Places in the original text that must go, and whether they are one run that becomes a single space."""
     if match.groupdict().get("colon") is not None:
         first, last = match.span("colon")
-        return text[: at[first]] + " " + text[at[last - 1] + 1 :]
-    first, last = at[match.start()], at[match.end() - 1] + 1
-    inside = {at[i] for i in range(match.start(), match.end()) if _SIGN.match(match.string[i])}
-    return text[:first] + "".join(" " if i in inside else text[i] for i in range(first, last)) + text[last:]
+        return list(range(origin[first], origin[last - 1] + 1)), True
+    signs = [i for i in range(*match.span()) if _SIGN.match(match.string[i])]
+    return [origin[i] for i in signs], False
+
+
+def _without(text: str, removals: Sequence[tuple[list[int], bool]]) -> str:
+    characters = list(text)
+    for places, as_one in removals:
+        for n, place in enumerate(places):
+            characters[place] = "" if as_one and n else " "
+    return "".join(characters)

@@ -10,20 +10,16 @@ Orders, duplicate removal and caps are ours too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-import regex
-
-from pipelines.delimiters import Delimiters, split_template
 from pipelines.errors import ConfigError, ShapeError
+from pipelines.filling import Chosen, Dropped, Encode, Greedy, fill, templates
 from retrievers.types import Hit
 
 REASONS = ("window", "duplicate", "title_cap", "max_passages")
 OVERFLOWS = ("drop", "truncate_last", "error")
 ORDERS = ("best_first", "best_last", "best_ends")
-Encode = Callable[[str], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +43,6 @@ class KeptPassage:
     truncated: int = 0
     text: str = ""
     rank: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """One passage that the LM does not read. `tokens` is None where it was refused before it was encoded."""
-
-    hit: Hit
-    reason: str
-    tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,26 +96,6 @@ class Packed:
         return [*self.opening_ids, *(i for ids in self.passage_ids for i in ids), *self.question_ids]
 
 
-@dataclass(frozen=True)
-class _Templates:
-    passage: tuple[tuple[str, str | None], ...]
-    question: tuple[tuple[str, str | None], ...]
-    delimiters: Delimiters
-
-
-@lru_cache(maxsize=64)
-def _templates(passage: str, question: str, opening: str) -> _Templates:
-    of_passage = split_template(passage, frozenset({"title", "text"}))
-    of_question = split_template(question, frozenset({"question"}))
-    literals = [literal for literal, _ in of_passage + of_question]
-    return _Templates(tuple(of_passage), tuple(of_question), Delimiters.of([opening, *literals]))
-
-
-def _fill(template: Sequence[tuple[str, str | None]], values: dict[str, str]) -> str:
-    """Texts are joined in, never formatted: braces in them mean nothing."""
-    return "".join(literal + (values[slot] if slot else "") for literal, slot in template)
-
-
 def pack(
     question: str,
     hits: Sequence[Hit],
@@ -160,8 +127,8 @@ def pack(
         soft_tokens: soft tokens that will stand in the row beside these ids.
         window: tokens that the row may take with soft tokens and answer: the LM's window, or less; None for no limit.
         answer_reserve: tokens kept free for the answer.
-        overflow: of a passage that does not fit into what is left: `drop` leaves it out, `truncate_last` cuts it at a word's
-            end, `error` raises. A passage longer than an empty window is dropped, cut or raised for in the same way.
+        overflow: of a passage that does not fit into what is left: `drop` leaves it out, `truncate_last` cuts it behind
+            a word, `error` raises. A passage longer than an empty window is dropped, cut or raised for in the same way.
         order: how the kept passages are laid out: `best_first`, `best_last` (next to the question) or `best_ends`.
         deduplicate: leave out a text that is kept already, up to case and white space.
         per_title_cap: at most so many passages of one title; passages without a title are not counted.
@@ -173,10 +140,10 @@ def pack(
     """
     if overflow not in OVERFLOWS or order not in ORDERS:
         raise ConfigError(f"got overflow={overflow!r}, order={order!r}; expected one of {OVERFLOWS} and of {ORDERS}")
-    templates = _templates(passage, question_template, opening)
+    parsed = templates(passage, question_template, opening)
     budget = _budget(window, answer_reserve, soft_tokens)
-    question_text, neutralised = templates.delimiters.neutralise(question)
-    question_ids = list(encode(_fill(templates.question, {"question": question_text})))
+    question_text, neutralised = parsed.delimiters.neutralise(question)
+    question_ids = list(encode(fill(parsed.question, {"question": question_text})))
     fixed = len(opening_ids) + len(question_ids)
     if budget is not None and fixed > budget:
         raise ShapeError(
@@ -184,8 +151,8 @@ def pack(
             f"of the window's {window} are left after answer_reserve={answer_reserve} and {soft_tokens} soft tokens; "
             "shorten the question or raise the window"
         )
-    greedy = _Greedy(
-        templates,
+    greedy = Greedy(
+        parsed,
         encode,
         room=None if budget is None else budget - fixed,
         overflow=overflow,
@@ -228,115 +195,7 @@ def _budget(window: int | None, answer_reserve: int, soft_tokens: int) -> int | 
     return budget
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    rank: int
-    hit: Hit
-    text: str
-    ids: list[int]
-    whole: int
-    cut: bool
-    neutralised: int
-
-
-class _Greedy:
-    """The packer's state while it walks down the hits. `room`: tokens that passages may take, None for no limit."""
-
-    def __init__(
-        self,
-        templates: _Templates,
-        encode: Encode,
-        *,
-        room: int | None,
-        overflow: str,
-        deduplicate: bool,
-        per_title_cap: int | None,
-        max_passages: int | None,
-    ) -> None:
-        self.kept: list[_Chosen] = []
-        self.dropped: list[Dropped] = []
-        self._templates, self._encode, self._overflow = templates, encode, overflow
-        self._deduplicate, self._per_title_cap, self._max_passages = deduplicate, per_title_cap, max_passages
-        self._room = self._left = room
-        self._full = False
-        self._texts: set[str] = set()
-        self._titles: dict[str, int] = {}
-
-    def offer(self, rank: int, hit: Hit) -> None:
-        """Keep the hit, or drop it with its reason.
-
-        Raises:
-            ShapeError: it does not fit, and overflow is `error`.
-        """
-        reason = self._refusal(hit)
-        if reason is not None:
-            self.dropped.append(Dropped(hit, reason))
-            return
-        title, in_title = self._templates.delimiters.neutralise(hit.title)
-        text, in_text = self._templates.delimiters.neutralise(hit.text)
-        ids = self._render(title, text)
-        whole, cut = len(ids), False
-        if self._left is not None and whole > self._left:
-            text, ids = self._overflowing(rank, hit, title, text, whole)
-            cut = True
-            if not ids:
-                self.dropped.append(Dropped(hit, "window", whole))
-                return
-        self.kept.append(_Chosen(rank, hit, text, ids, whole, cut, in_title + in_text))
-        self._texts.add(_same_text(hit))
-        self._titles[hit.title] = self._titles.get(hit.title, 0) + 1
-        if self._left is not None:
-            self._left -= len(ids)
-
-    def _refusal(self, hit: Hit) -> str | None:
-        if self._max_passages is not None and len(self.kept) >= self._max_passages:
-            return "max_passages"
-        if self._full:
-            return "window"
-        if self._deduplicate and _same_text(hit) in self._texts:
-            return "duplicate"
-        cap = self._per_title_cap
-        if cap is not None and hit.title and self._titles.get(hit.title, 0) >= cap:
-            return "title_cap"
-        return None
-
-    def _overflowing(self, rank: int, hit: Hit, title: str, text: str, whole: int) -> tuple[str, list[int]]:
-        """What is kept of a passage that does not fit: nothing ("", []), or its beginning."""
-        if self._overflow == "error":
-            raise ShapeError(
-                f"passage {hit.passage_id!r} (rank {rank + 1}) takes {whole} tokens, {self._left} are left of the "
-                f"{self._room} for passages; lower max_passages, raise the window, or set overflow to drop or truncate_last"
-            )
-        if self._overflow == "truncate_last":
-            self._full = True
-            return self._cut(title, text)
-        self._full = self._room is not None and whole <= self._room
-        return "", []
-
-    def _render(self, title: str, text: str) -> list[int]:
-        return list(self._encode(_fill(self._templates.passage, {"title": title, "text": text})))
-
-    def _cut(self, title: str, text: str) -> tuple[str, list[int]]:
-        """The longest run of whole words from the start of `text` that fits into what is left."""
-        ends = [match.end() for match in regex.finditer(r"\S+", text)]
-        best: tuple[str, list[int]] = ("", [])
-        low, high = 1, len(ends)
-        while low <= high:
-            middle = (low + high) // 2
-            shown = text[: ends[middle - 1]]
-            ids = self._render(title, shown)
-            if len(ids) <= (self._left or 0):
-                best, low = (shown, ids), middle + 1
-            else:
-                high = middle - 1
-        return best
-
-
-def _same_text(hit: Hit) -> str:
-    return " ".join(hit.text.casefold().split())
-
-
-def _reading_order(kept: list[_Chosen], order: str) -> list[_Chosen]:
+def _reading_order(kept: list[Chosen], order: str) -> list[Chosen]:
     """`best_ends`: rank 1 first, rank 2 last, rank 3 second, and so on; the middle is read worst (arXiv 2307.03172)."""
     if order == "best_last":
         return kept[::-1]
