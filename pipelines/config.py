@@ -1,6 +1,7 @@
-"""What a config file may say. One pydantic model a block, unknown keys refused; `loader.py` reads the file, `build.py` builds from it.
+"""What a config file may say. One pydantic model a block, unknown keys refused; `loader.py` reads, `build.py` builds.
 
-Paths in a YAML file are relative to that file; `workspace`, below which everything that is built goes, is relative to the current directory.
+Paths in a YAML file are relative to that file; `workspace`, below which everything that is built goes, is relative to
+the current directory.
 """
 
 from __future__ import annotations
@@ -8,9 +9,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.assets import SourcedStr
+from pipelines.errors import ConfigError
+from pipelines.plugins import BUILT_IN_RETRIEVERS, check_kind
 
 
 def _path(value: Any) -> Any:
@@ -18,9 +32,11 @@ def _path(value: Any) -> Any:
         return value.expanduser().absolute()
     if not isinstance(value, str) or not value:
         return value
-    path = Path(value).expanduser()
     base = value.base if isinstance(value, SourcedStr) and value.base else Path.cwd()
-    return path if path.is_absolute() else Path(base, path).resolve()
+    try:
+        return Path(base, Path(value).expanduser()).resolve()
+    except (OSError, RuntimeError) as error:  # no such user, a circle of links, too long
+        raise ValueError(f"not a usable path: {error}") from error
 
 
 def _model(value: Any) -> Any:
@@ -30,16 +46,38 @@ def _model(value: Any) -> Any:
     if not isinstance(value, str) or not value:
         return value
     path = _path(value)
-    return str(path) if value.startswith((".", "/", "~")) or path.is_dir() else str(value)
+    try:
+        local = value.startswith((".", "/", "~")) or path.is_dir()
+    except OSError as error:
+        raise ValueError(f"neither a folder nor a model's id: {error}") from error
+    return str(path) if local else str(value)
+
+
+def _param(value: Any) -> Any:
+    """A value for a plug-in: plain data; text that begins with `./` or `../` is a path, relative to the YAML file."""
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("the keys of params are text")
+        return {str(key): _param(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_param(inner) for inner in value]
+    if isinstance(value, str):
+        return str(_path(value)) if value.startswith(("./", "../")) else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise ValueError(
+        f"params hold plain data, got an object of type {type(value).__name__}; pass objects by keyword in Python"
+    )
 
 
 LocalPath = Annotated[Path, BeforeValidator(_path)]
 ModelName = Annotated[str, Field(min_length=1), BeforeValidator(_model)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Params = Annotated[dict[str, Any], BeforeValidator(_param)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -73,7 +111,8 @@ class BM25(Block):
 
 
 class Encoder(Block):
-    """What turns questions and passages into vectors. `model` of a DPR encoder is the passages' side, `question_model` the questions'."""
+    """What turns questions and passages into vectors. `model` of a DPR encoder is the passages' side,
+    `question_model` the questions'."""
 
     kind: Literal["sentence_transformers", "dpr", "spider"] = "sentence_transformers"
     model: ModelName
@@ -110,7 +149,7 @@ class Precomputed(Block):
 
 
 class Hybrid(Block):
-    """Several retrievers joined: Spider's linear rule over one lexical and one dense member, or weighted reciprocal ranks."""
+    """Several retrievers joined: Spider's linear rule over a lexical and a dense member, or weighted reciprocal ranks."""
 
     kind: Literal["hybrid"]
     members: Annotated[dict[str, Retriever], Field(min_length=2)]
@@ -132,13 +171,19 @@ class Hybrid(Block):
 
 
 class Custom(Block):
-    """A retriever of the user's own: the name of an entry point in the group `frozenlm.retrievers`, or `module:Class`."""
+    """A retriever of the user's own: an entry point's name in the group `frozenlm.retrievers`, or `module:Class`."""
 
-    kind: Annotated[str, Field(min_length=1)]
-    params: dict[str, Any] = {}
+    kind: Annotated[str, Field(min_length=1, max_length=300)]
+    params: Params = {}
 
-
-BUILT_IN_RETRIEVERS = ("bm25", "dense", "hybrid", "precomputed")
+    @field_validator("kind")
+    @classmethod
+    def _is_known(cls, kind: str) -> str:
+        try:
+            check_kind(kind)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return kind
 
 
 def _retriever_kind(value: Any) -> str | None:
@@ -157,13 +202,14 @@ Retriever = Annotated[
     Discriminator(
         _retriever_kind,
         custom_error_type="missing_kind",
-        custom_error_message="a retriever needs a kind: bm25, dense, hybrid, precomputed, the name of a plug-in, or module:Class",
+        custom_error_message="a retriever needs a kind: bm25, dense, hybrid, precomputed, a plug-in, or module:Class",
     ),
 ]
 
 
 class CrossEncoder(Block):
-    """Question and passage read jointly. `checkpoint` names a re-ranker trained into the workspace; without it `model` must be a trained one."""
+    """Question and passage read jointly. `checkpoint` names a re-ranker trained into the workspace;
+    without it `model` must be a trained one."""
 
     kind: Literal["cross_encoder"]
     model: ModelName
@@ -220,7 +266,8 @@ Init = Annotated[FromText | FromVocabulary | FromUniform | FromLabels, Discrimin
 
 
 class SoftPrompt(Block):
-    """The learned prompt. `missing` says what a pipeline does before it has been trained: refuse, or read zero-shot and say so."""
+    """The learned prompt. `missing` says what a pipeline does before it has been trained: refuse, or read
+    zero-shot and say so."""
 
     kind: Literal["soft_prompt"] = "soft_prompt"
     name: Name = "reader_prompt"
@@ -231,10 +278,12 @@ class SoftPrompt(Block):
 
 
 class Packing(Block):
-    """How passages fill the window. Counts are tokens of the LM's tokenizer; `max_tokens` covers everything, answer and soft tokens too."""
+    """How passages fill the window. Counts are tokens of the LM's tokenizer; `max_tokens` covers everything, answer and
+    soft tokens too."""
 
     passage: str = "title : {title} text : {text} "
     question: str = "question : {question} answer :"
+    answer: str = " {answer}"
     opening: str = ""
     max_tokens: Positive | None = None
     answer_reserve: Positive = 32
@@ -250,6 +299,8 @@ class Packing(Block):
             raise ValueError(f"packing.passage needs the slot {{text}}, got {self.passage!r}")
         if "{question}" not in self.question:
             raise ValueError(f"packing.question needs the slot {{question}}, got {self.question!r}")
+        if "{answer}" not in self.answer:
+            raise ValueError(f"packing.answer needs the slot {{answer}}, got {self.answer!r}")
         return self
 
 
@@ -262,25 +313,27 @@ class Generation(Block):
     temperature: Rate = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     stop: list[str] = ["\n"]
     batch_tokens: Positive = 8192
 
 
 class Surface(Block):
-    """What is made of the decoded text. `join_digits` closes the gaps that WordPiece leaves in numbers; `as_in_passage` gives an answer
-    that stands in the context its spelling there."""
+    """What is made of the decoded text. `join_digits` closes the gaps that WordPiece leaves in numbers; `as_in_passage` gives an
+    answer that stands in the context its spelling there."""
 
     join_digits: bool = True
     as_in_passage: bool = True
 
 
 class Questions(Block):
-    """A file of questions with answers. `qrels` (BEIR) adds the gold passages."""
+    """A file of questions with answers. `qrels` (BEIR) adds the gold passages, and leaves only the questions that it
+    judges. Of these the first `skip` are passed over and at most `limit` taken."""
 
     path: LocalPath
     format: Literal["auto", "nq_open", "dpr_csv", "squad", "beir", "jsonl"] = "auto"
     qrels: LocalPath | None = None
+    skip: Count = 0
     limit: Positive | None = None
 
 
@@ -307,8 +360,8 @@ class Training(Block):
 
 
 class PromptTraining(Training):
-    """Training of the reader's prompt on packed contexts. Questions whose packed context lacks every answer are left out unless
-    `unanswerable` is `keep`; with `add_gold` the gold passage is put first among the hits where retrieval missed it."""
+    """Training of the reader's prompt on packed contexts. Questions whose packed context lacks every answer are left
+    out unless `unanswerable` is `keep`; with `add_gold` the gold passage is put first among the hits where retrieval missed it."""
 
     unanswerable: Literal["skip", "keep"] = "skip"
     add_gold: bool = False
@@ -317,7 +370,8 @@ class PromptTraining(Training):
 
 
 class RerankerTraining(Training):
-    """Listwise training: one positive against `negatives` drawn from the retriever's first `depth` hits (our choice of loss and counts)."""
+    """Listwise training: one positive against `negatives` drawn from the retriever's first `depth` hits
+    (our choice of loss and counts)."""
 
     learning_rate: Rate = 3e-5
     negatives: Positive = 7
@@ -338,7 +392,10 @@ class Job(Block):
 
     extends: str | None = None
     seed: Count = 0
-    workspace: str = "runs/default"
+    workspace: Annotated[str, Field(min_length=1)] = "runs/default"
+    _source: Any = PrivateAttr(
+        default=None
+    )  # what `loader.py` read; `as_written` needs it to keep secrets out of results
 
     @property
     def workspace_path(self) -> Path:

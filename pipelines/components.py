@@ -1,0 +1,108 @@
+"""The parts of one running pipeline, each made on first use, or handed in by the caller and then never touched."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import build
+from pipelines.errors import ConfigError
+from retrievers.types import Reranker, Retriever
+
+if TYPE_CHECKING:
+    from frozenlm.lm import FrozenLM
+    from frozenlm.prompts.soft_prompt import SoftPrompt
+
+NAMES = ("retriever", "reranker", "lm", "prompt")
+_METHODS = {"retriever": "retrieve", "reranker": "rerank", "lm": "generate", "prompt": "forward"}
+
+
+class Components:
+    """Retriever, re-ranker, LM and prompt of one config.
+
+    Args:
+        config: a validated config.
+        given: components by name that replace the config's own.
+        allow_import: let a config name a retriever as `module:Class`.
+        log: told what is done on the user's behalf, such as building an index on first use.
+
+    Raises:
+        ConfigError: an unknown component name, or an object without the method that its name asks for.
+    """
+
+    def __init__(
+        self, config: Any, given: Mapping[str, Any], *, allow_import: bool = False, log: build.Log = lambda _: None
+    ) -> None:
+        for name, component in given.items():
+            if name not in NAMES:
+                raise ConfigError(f"unknown component {name!r}, expected one of {', '.join(NAMES)}")
+            if component is not None and not callable(getattr(component, _METHODS[name], None)):
+                raise ConfigError(
+                    f"{name}={type(component).__name__} has no method {_METHODS[name]}(); see docs/custom_retriever.md"
+                )
+        self.config, self.allow_import, self.log = config, allow_import, log
+        self.given = dict(given)
+        self._made: dict[str, Any] = {}
+        self._lock = threading.RLock()
+
+    def _get(self, name: str, make: Any) -> Any:
+        if name in self.given:
+            return self.given[name]
+        with self._lock:
+            if name not in self._made:
+                self._made[name] = make()
+            return self._made[name]
+
+    @property
+    def retriever(self) -> Retriever:
+        """The retriever; the config's index is opened on first use."""
+        return self._get(
+            "retriever", lambda: build.retriever(self.config, allow_import=self.allow_import, log=self.log)
+        )
+
+    @property
+    def reranker(self) -> Reranker | None:
+        """The re-ranker, or None."""
+        return self._get("reranker", lambda: build.reranker(self.config, lambda: self.lm))
+
+    @property
+    def lm(self) -> FrozenLM:
+        """The frozen LM."""
+        return self._get("lm", lambda: build.frozen_lm(self.config.lm))
+
+    @property
+    def prompt(self) -> SoftPrompt | None:
+        """The learned prompt, or None for zero-shot."""
+        return self._get("prompt", self._load_prompt)
+
+    def _load_prompt(self) -> SoftPrompt | None:
+        prompt = build.trained_prompt(self.config, self.lm)
+        if prompt is None and self.config.prompt is not None:
+            self.log("no trained prompt in this workspace: reading zero-shot (prompt.missing: zero_shot)")
+        return prompt
+
+    @property
+    def prompt_hash(self) -> str | None:
+        """SHA-256 of the prompt's vectors, None for zero-shot."""
+        prompt = self.prompt
+        if prompt is None:
+            return None
+        vectors = prompt().detach().float().cpu().contiguous()
+        return hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+
+    def corpus_path(self) -> Path | None:
+        """The corpus file, where the config has one."""
+        corpus = getattr(self.config, "corpus", None)
+        return corpus.path if corpus is not None else None
+
+    def close(self) -> None:
+        """Release what was made here; components that were handed in are the caller's."""
+        with self._lock:
+            for component in self._made.values():
+                close = getattr(component, "close", None)
+                if callable(close):
+                    close()
+            self._made.clear()

@@ -1,0 +1,199 @@
+"""`Pipeline`: a config made runnable. Questions in, answers with their sources out; nothing is loaded before it is needed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+from pipelines import stages
+from pipelines.answer import Answer
+from pipelines.build import corpus
+from pipelines.components import Components
+from pipelines.config import ClosedBook, FrozenReader, Job, Retrieval
+from pipelines.errors import ConfigError, retrieval_errors
+from pipelines.loader import load_config
+from retrievers.corpus import corpus_fingerprint
+from retrievers.types import Hit
+
+if TYPE_CHECKING:
+    from frozenlm.lm import FrozenLM
+    from pipelines.evaluation.questions import Question
+
+
+class Pipeline:
+    """One runnable job. Make it with `Pipeline.from_config`.
+
+    A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; `retrieval` and `reranker`
+    stop at the passages (their answers have no text). Answers do not depend on how questions are batched, up to floating point.
+    """
+
+    def __init__(self, config: Any, parts: Components) -> None:
+        self.config = config
+        self.parts = parts
+
+    @classmethod
+    def from_config(
+        cls,
+        source: str | Path | Mapping[str, Any] | Job,
+        *,
+        overrides: Sequence[str] = (),
+        allow_import: bool = False,
+        log: Callable[[str], None] = lambda _: None,
+        **components: Any,
+    ) -> Pipeline:
+        """A pipeline from a config. Nothing is read but the config itself: models and indexes load on first use.
+
+        Args:
+            source: path of a YAML file, name of a packaged config such as "frozen_reader.yaml", a mapping, or a config object.
+            overrides: settings such as "retriever.members.bm25.k1=1.2".
+            allow_import: let the config name a retriever as `module:Class`. A config file alone can never import code.
+            log: told what is done on the user's behalf.
+            components: `retriever=`, `reranker=`, `lm=`, `prompt=`: objects that replace the config's own.
+
+        Raises:
+            ConfigError: every fault of the config, or an unknown component.
+        """
+        config = load_config(source, overrides=overrides)
+        return cls(config, Components(config, components, allow_import=allow_import, log=log))
+
+    @overload
+    def __call__(self, questions: str) -> Answer: ...
+    @overload
+    def __call__(self, questions: Sequence[str]) -> list[Answer]: ...
+    def __call__(self, questions: str | Sequence[str]) -> Answer | list[Answer]:
+        """One answer for one question, a list for a list. See `answer`."""
+        if isinstance(questions, str):
+            return self.answer([questions])[0]
+        return self.answer(questions)
+
+    def answer(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]] | None = None) -> list[Answer]:
+        """Answer a batch.
+
+        Args:
+            questions: N questions.
+            hits: N lists of passages to read instead of retrieving any.
+
+        Raises:
+            ConfigError: a blank or over-long question, or `hits` of another length than `questions`.
+            RetrieverError: the retriever broke its contract.
+        """
+        stages.check_questions(questions)
+        if hits is not None and len(hits) != len(questions):
+            raise ConfigError(f"hits has {len(hits)} lists for {len(questions)} questions; give one list a question")
+        if not questions:
+            return []
+        clock = _Clock(len(questions))
+        retrieves, reads = isinstance(self.config, Retrieval), isinstance(self.config, FrozenReader | ClosedBook)
+        found: list[list[Hit]] = [list(h) for h in hits] if hits is not None else [[] for _ in questions]
+        if retrieves and hits is None:
+            found = clock("retrieve", lambda: stages.retrieve(self.parts, questions, self.config.retrieve_k))
+        ranked = found
+        if retrieves and getattr(self.config, "reranker", None) is not None or "reranker" in self.parts.given:
+            ranked = clock("rerank", lambda: stages.rerank(self.parts, questions, found))
+        if not reads:
+            return [
+                Answer(question=q, text=None, passages=r, retrieved=f, timings=clock.seconds)
+                for q, r, f in zip(questions, ranked, found, strict=True)
+            ]
+        packed = clock("pack", lambda: stages.pack_all(self.parts, questions, ranked))
+        texts = clock("read", lambda: stages.read(self.parts, packed))
+        return [
+            Answer(
+                question=q,
+                text=text,
+                score=score,
+                passages=r,
+                retrieved=f,
+                context=list(p.kept),
+                packing=p.report,
+                timings=clock.seconds,
+                prompt=self.parts.prompt_hash,
+            )
+            for q, f, r, p, (text, score) in zip(questions, found, ranked, packed, texts, strict=True)
+        ]
+
+    @property
+    def lm(self) -> FrozenLM | None:
+        """The frozen LM, or None in a pipeline that has none."""
+        return self.parts.lm if isinstance(self.config, FrozenReader | ClosedBook) or "lm" in self.parts.given else None
+
+    def gold_hits(self, questions: Sequence[Question]) -> list[list[Hit]]:
+        """The gold passages of each question, read from the corpus: what an oracle retriever would return.
+
+        Raises:
+            ConfigError: the config has no corpus, or a gold passage is not in it.
+        """
+        block = getattr(self.config, "corpus", None)
+        if block is None:
+            raise ConfigError("oracle passages need a corpus block in the config")
+        wanted = {passage_id for question in questions for passage_id in question.gold_passages}
+        if not wanted:
+            raise ConfigError("these questions name no gold passages; give qrels with them (questions.qrels)")
+        with retrieval_errors():
+            texts = {p.id: p for p in corpus(block) if p.id in wanted}
+        if missing := sorted(wanted - set(texts)):
+            raise ConfigError(f"{len(missing)} gold passages are not in {block.path}, the first is {missing[0]!r}")
+        return [
+            [Hit(p, 1.0, texts[p].text, texts[p].title, texts[p].meta) for p in dict.fromkeys(question.gold_passages)]
+            for question in questions
+        ]
+
+    def provenance(self) -> dict[str, Any]:
+        """What an answer came from, for result files: hashes of corpus, index, LM, re-ranker and prompt."""
+        facts: dict[str, Any] = {"kind": self.config.kind, "seed": self.config.seed}
+        if isinstance(self.config, Retrieval):
+            path = self.parts.corpus_path()
+            with retrieval_errors():
+                facts["corpus_sha256"] = corpus_fingerprint(path) if path is not None else None
+                facts["index_fingerprint"] = _fingerprint(self.parts.retriever)
+                facts["reranker_fingerprint"] = (
+                    _fingerprint(self.parts.reranker) if hasattr(self.config, "reranker") else None
+                )
+        if self.lm is not None:
+            facts |= {"lm_fingerprint": self.lm.fingerprint, "lm_dtype": str(self.lm.dtype).removeprefix("torch.")}
+            facts["prompt_sha256"] = self.parts.prompt_hash
+        return facts
+
+    def warmup(self) -> Pipeline:
+        """Load everything now, so that the first question does not wait."""
+        if isinstance(self.config, Retrieval):
+            with retrieval_errors():
+                _ = self.parts.retriever
+                _ = self.parts.reranker if hasattr(self.config, "reranker") else None
+        if self.lm is not None:
+            _ = self.parts.prompt
+        return self
+
+    def close(self) -> None:
+        """Release models and index files."""
+        self.parts.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Clock:
+    """Seconds a question by stage."""
+
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[stage] = (time.perf_counter() - start) / self.questions
+        return result
+
+
+def _fingerprint(component: Any) -> str | None:
+    fingerprint = getattr(component, "fingerprint", None)
+    return str(fingerprint()) if callable(fingerprint) else None

@@ -1,0 +1,128 @@
+"""The four stages of a frozen reader (arXiv 2204.10019, section 3): retrieve, re-rank, pack, read. Each is one function over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pipelines.components import Components
+from pipelines.config import ClosedBook, FrozenReader
+from pipelines.errors import ConfigError, retrieval_errors
+from pipelines.packing import Packed, pack
+from pipelines.surface import clean
+from retrievers.check import check_hits
+from retrievers.types import Hit
+
+if TYPE_CHECKING:
+    from frozenlm.rows import Row
+
+MAX_QUESTION_CHARACTERS = 100_000
+
+
+def check_questions(questions: Sequence[str]) -> None:
+    """Refuse what cannot be asked.
+
+    Raises:
+        ConfigError: a question that is no string, is blank, or is longer than `MAX_QUESTION_CHARACTERS`.
+    """
+    for i, question in enumerate(questions):
+        if not isinstance(question, str):
+            raise ConfigError(f"question {i} is {type(question).__name__}, expected a string")
+        if not question.strip():
+            raise ConfigError(f"question {i} is empty; ask something")
+        if len(question) > MAX_QUESTION_CHARACTERS:
+            raise ConfigError(
+                f"question {i} has {len(question):,} characters, at most {MAX_QUESTION_CHARACTERS:,} are taken; shorten it"
+            )
+
+
+def retrieve(parts: Components, questions: Sequence[str], k: int) -> list[list[Hit]]:
+    """At most `k` hits a question; the retriever's contract is checked."""
+    with retrieval_errors():
+        found = parts.retriever.retrieve(list(questions), k)
+        check_hits(type(parts.retriever).__name__, questions, found, k)
+    return [list(hits) for hits in found]
+
+
+def rerank(parts: Components, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
+    """The re-ranker's order of the first `rerank_depth` hits, cut to `rerank_k`; without a re-ranker the hits as they are."""
+    ranker = parts.reranker
+    if ranker is None:
+        return [list(ranked) for ranked in hits]
+    config = parts.config
+    with retrieval_errors():
+        ranked = ranker.rerank(
+            list(questions), [list(h[: config.rerank_depth]) for h in hits], config.rerank_k or config.rerank_depth
+        )
+    return [list(r) for r in ranked]
+
+
+def pack_all(parts: Components, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[Packed]:
+    """One filled window a question."""
+    config, lm = parts.config, parts.lm
+    settings = config.packing
+    window = min(lm.window or settings.max_tokens or 0, settings.max_tokens or lm.window or 0)
+    if window == 0:
+        raise ConfigError(
+            "this LM has no window of its own; set packing.max_tokens (tokens, question and answer included)"
+        )
+    opening = [*lm.bos_ids, *lm.encode(settings.opening)]
+    soft = parts.prompt.length if parts.prompt is not None else 0
+    return [
+        pack(
+            question,
+            ranked,
+            encode=lm.encode,
+            passage=settings.passage,
+            question_template=settings.question,
+            opening=settings.opening,
+            opening_ids=opening,
+            soft_tokens=soft,
+            window=window,
+            answer_reserve=settings.answer_reserve,
+            overflow=settings.overflow,
+            order=settings.order,
+            deduplicate=settings.deduplicate,
+            per_title_cap=settings.per_title_cap,
+            max_passages=settings.max_passages,
+        )
+        for question, ranked in zip(questions, hits, strict=True)
+    ]
+
+
+def row(parts: Components, context_ids: Sequence[int]) -> Row:
+    """What the LM reads for one packed window: its tokens, and the learned prompt where it belongs."""
+    from frozenlm.rows import Tokens
+
+    context = Tokens.of(context_ids)
+    return [context] if parts.prompt is None else parts.prompt.place([context])
+
+
+def read(parts: Components, packed: Sequence[Packed]) -> list[tuple[str, float]]:
+    """The frozen LM's answer to each packed window and its summed log-probability (nats)."""
+    config: FrozenReader | ClosedBook = parts.config
+    settings = config.generation
+    generations = parts.lm.generate(
+        [row(parts, window.context_ids) for window in packed],
+        max_new_tokens=settings.max_new_tokens,
+        do_sample=settings.do_sample,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        num_beams=settings.num_beams,
+        length_penalty=settings.length_penalty,
+        stop=tuple(settings.stop),
+        batch_tokens=settings.batch_tokens,
+        seed=config.seed,
+    )
+    answers = []
+    for window, generation in zip(packed, generations, strict=True):
+        texts = [kept.text for kept in window.kept]
+        text = clean(
+            generation.text,
+            texts,
+            join_digits=config.surface.join_digits,
+            as_in_passage=config.surface.as_in_passage,
+        )
+        answers.append((text, generation.logprob))
+    return answers
