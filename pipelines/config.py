@@ -149,7 +149,7 @@ class Precomputed(Block):
 
 
 class Hybrid(Block):
-    """Several retrievers joined: Spider's linear rule over a lexical and a dense member, or weighted reciprocal ranks."""
+    """Several retrievers joined: Spider's linear rule over lexical and dense, or weighted reciprocal ranks."""
 
     kind: Literal["hybrid"]
     members: Annotated[dict[str, Retriever], Field(min_length=2)]
@@ -319,8 +319,8 @@ class Generation(Block):
 
 
 class Surface(Block):
-    """What is made of the decoded text. `join_digits` closes the gaps that WordPiece leaves in numbers; `as_in_passage` gives an
-    answer that stands in the context its spelling there."""
+    """What is made of the decoded text. `join_digits` closes the gaps that WordPiece leaves in numbers; `as_in_passage`
+    gives an answer that stands in the context its spelling there."""
 
     join_digits: bool = True
     as_in_passage: bool = True
@@ -361,7 +361,8 @@ class Training(Block):
 
 class PromptTraining(Training):
     """Training of the reader's prompt on packed contexts. Questions whose packed context lacks every answer are left
-    out unless `unanswerable` is `keep`; with `add_gold` the gold passage is put first among the hits where retrieval missed it."""
+    out unless `unanswerable` is `keep`; with `add_gold` the gold passage is put first among the hits
+    where retrieval missed it."""
 
     unanswerable: Literal["skip", "keep"] = "skip"
     add_gold: bool = False
