@@ -20,8 +20,12 @@ from torch import Tensor
 from frozenlm.errors import CheckpointError
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Writes tensors and a JSON record to `path` in one atomic, fsynced replacement.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any], *, durable: bool = True
+) -> None:
+    """Writes tensors and a JSON record to `path` in one atomic replacement.
+
+    durable: wait until the disk has it, so that it survives a power cut too; off for what can be computed again
 
     Raises: CheckpointError when the disk is full or the folder cannot be written; the file that was there stays.
     """
@@ -32,9 +36,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(plain, temporary, metadata={"record": text, "sha256": _digest(plain, text)})
-        _fsync(temporary)
-        os.replace(temporary, path)  # noqa: PTH105 - the tests stop the process exactly here
-        _fsync(path.parent)
+        if durable:
+            _fsync(temporary)
+        temporary.replace(path)
+        if durable:
+            _fsync(path.parent)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -60,8 +66,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise CheckpointError("its SHA-256 is not the one recorded in it")
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise CheckpointError(
-            f"{path} is missing or damaged ({error}); expected a state written by frozenlm; "
-            "restore the file, or pass restart=True to train from the beginning"
+            f"{path} is missing or damaged ({error}); expected a tensor file with its digest, written by frozenlm; "
+            "restore it, or remove it and let it be made again (for a training run: restart=True)"
         ) from error
     return tensors, record
 

@@ -86,7 +86,7 @@ def make_accelerator(trackers: Sequence[str], out: Path, settings: dict[str, Any
     accelerator = Accelerator(log_with=list(trackers) or None, project_dir=out)
     if trackers:
         plain = {key: value for key, value in settings.items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("tracker", config=plain)
+        accelerator.init_trackers("frozenlm", config=plain)
     return accelerator
 
 

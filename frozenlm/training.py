@@ -105,7 +105,7 @@ def fit(
     module.to(accelerator.device if lm is None else lm.device)
     what = {
         "settings": settings.as_dict(),
-        "data": {"examples": len(examples), "by_length": lengths is not None},
+        "data": {"examples": len(examples), "by_length": lengths is not None, "evaluated": evaluate is not None},
         "module": {name: [str(p.dtype), *p.shape] for name, p in trained_parameters(module).items()},
         "lm": None if lm is None else lm.fingerprint,
         "task": dict(identity or {}),

@@ -1,0 +1,1 @@
+"""Prompts with parameters, one method a file, and the ways to initialise them."""

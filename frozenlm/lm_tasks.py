@@ -1,0 +1,113 @@
+"""What a soft prompt is trained for: the answer, given what the LM has read.
+
+The loss of prompt tuning (arXiv 2104.08691, section 2) is -log p(answer | prompt, context), the mean over answer tokens;
+only the answer is learned from. Where the prompt stands decides what a step costs:
+
+    prefix             row [prompt, context, answer]; the whole row runs forward and backward
+    suffix             the context is read without gradient, the step runs over [prompt, answer] on top of its memory
+    encoder-decoder    the encoder reads prompt and context in the prompt's order, the decoder is asked for the answer
+
+The gradient is the same as that of the plain forward pass over the whole row.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from frozenlm.context_cache import ContextCache
+from frozenlm.errors import ConfigError, ShapeError
+from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.rows import Row, Tokens
+
+if TYPE_CHECKING:
+    from frozenlm.lm import FrozenLM
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn.
+
+    context: ids of everything before the answer, the question and opening tokens included
+    answer: ids to predict, the token that ends an answer included
+
+    Raises: ShapeError when there is no answer to learn from.
+    """
+
+    context: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "context", tuple(self.context))
+        object.__setattr__(self, "answer", tuple(self.answer))
+        if not self.answer:
+            raise ShapeError("an example has an empty answer, so there is nothing to learn from; leave it out")
+
+    @classmethod
+    def of(cls, context: Iterable[int], answer: Iterable[int]) -> "Example":
+        """From any two runs of ids."""
+        return cls(tuple(context), tuple(answer))
+
+    @property
+    def length(self) -> int:
+        """Tokens of context and answer together."""
+        return len(self.context) + len(self.answer)
+
+
+def prompt_loss(
+    lm: "FrozenLM",
+    prompt: SoftPrompt | None,
+    examples: Sequence[Example],
+    memory_cache: ContextCache | None = None,
+) -> tuple[Tensor, int]:
+    """The loss that `frozenlm.training.fit` takes: (sum over answer tokens of -log p in nats, number of answer tokens).
+
+    prompt: None measures the LM as it is
+    memory_cache: keeps what the LM has read of each context; used by suffix prompts on decoder-only LMs, else without
+        effect, since no other form has a context that stays constant
+
+    Raises: ShapeError when an example does not fit the LM's window; ConfigError for a cache of another LM.
+    """
+    answers = [list(example.answer) for example in examples]
+    if prompt is not None and reads_context_once(lm, prompt):
+        cache = memory_cache or ContextCache(lm, kind="off")
+        if cache.lm is not lm:
+            raise ConfigError("the context cache belongs to another FrozenLM; make it with the LM that is trained")
+        segment = prompt.segment()
+        memory = cache.memory([example.context for example in examples])
+        logprobs = lm.token_logprobs([[segment] for _ in examples], answers, memory=memory)
+    else:
+        texts: list[Row] = [[Tokens.of(example.context)] for example in examples]
+        rows = texts if prompt is None else [prompt.place(text) for text in texts]
+        logprobs = lm.token_logprobs(rows, answers)
+    return -torch.cat(list(logprobs)).sum(), sum(map(len, answers))
+
+
+def reads_context_once(lm: "FrozenLM", prompt: SoftPrompt) -> bool:
+    """Whether the LM's reading of a context stays the same while the prompt is trained."""
+    return prompt.position == "suffix" and lm.kind == "decoder"
+
+
+@torch.no_grad()
+def mean_loss(
+    lm: "FrozenLM",
+    prompt: SoftPrompt | None,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    memory_cache: ContextCache | None = None,
+) -> float:
+    """Mean -log p an answer token, in nats, over all examples; examples of like length share a batch.
+
+    Raises: ConfigError without an example; as `prompt_loss`.
+    """
+    if not examples:
+        raise ConfigError("mean_loss was given no example; expected at least one")
+    ordered = sorted(examples, key=lambda example: example.length)
+    total, units = 0.0, 0
+    for start in range(0, len(ordered), batch_size):
+        value, count = prompt_loss(lm, prompt, ordered[start : start + batch_size], memory_cache)
+        total, units = total + float(value), units + count
+    return total / units

@@ -1,0 +1,105 @@
+"""Soft prompts in the file format of the library `peft` (type PROMPT_TUNING): read what it wrote, write what it reads.
+
+Two files: `adapter_config.json`, and `adapter_model.safetensors` with one tensor `prompt_embeddings`. peft always puts
+the prompt before the text, so only prefix prompts fit. For encoder-decoder models peft stores P rows for the encoder
+and P for the decoder by default but feeds only the first P to the LM; those are imported, and an export says so with
+`num_transformer_submodules` 1. A peft file does not say which weights it was trained for: only its width is checked.
+Shapes: P soft tokens, H hidden size.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frozenlm.checkpoint import MAX_JSON_BYTES, MAX_MAGNITUDE, atomic_write_bytes, atomic_write_json, read_safetensors
+from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
+
+if TYPE_CHECKING:
+    from frozenlm.lm import FrozenLM
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+TENSOR_NAME = "prompt_embeddings"
+
+
+def to_peft(prompt: SoftPrompt, folder: Path | str, lm: "FrozenLM", *, base_name: str) -> None:
+    """Writes a prefix prompt so that `PeftModel.from_pretrained(model, folder)` gives the same logits.
+
+    base_name: path or hub id of the LM, which peft records
+
+    Raises: ConfigError for a suffix prompt; CheckpointError when the folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    if prompt.position != "prefix":
+        raise ConfigError(
+            f"peft puts a prompt before the text, this one has position {prompt.position!r}; "
+            "export a prefix prompt, or keep this one in our own format"
+        )
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "num_virtual_tokens": prompt.length,
+        "token_dim": prompt.hidden_size,
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    folder = Path(folder)
+    vectors = prompt().detach().cpu().contiguous()
+    _check_finite(vectors, folder)
+    atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: vectors}))
+    atomic_write_json(folder / CONFIG_NAME, config)
+
+
+def from_peft(folder: Path | str, lm: "FrozenLM") -> SoftPrompt:
+    """The prompt of a peft folder, as a prefix.
+
+    Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG_NAME)
+    kind = config.get("peft_type")
+    if kind != "PROMPT_TUNING":
+        raise CheckpointError(f"{folder / CONFIG_NAME}: peft_type is {kind!r}; only PROMPT_TUNING holds a soft prompt")
+    task = config.get("task_type")
+    expected = "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"
+    if task not in (expected, None):
+        raise CheckpointError(f"{folder / CONFIG_NAME}: task_type is {task!r}; this LM is of type {expected}")
+    path = folder / WEIGHTS_NAME
+    tensors = read_safetensors(path)
+    if set(tensors) != {TENSOR_NAME}:
+        raise CheckpointError(f"{path} holds {sorted(tensors)[:5]}; expected one tensor, {TENSOR_NAME!r}")
+    rows, length = tensors[TENSOR_NAME], config.get("num_virtual_tokens")
+    if rows.ndim != 2 or type(length) is not int or length < 1 or rows.shape[0] % length:
+        raise CheckpointError(
+            f"{path}: {TENSOR_NAME} is {list(rows.shape)} for num_virtual_tokens {length!r}; expected that many rows, "
+            "or a multiple of it"
+        )
+    vectors = rows[:length].float()
+    _check_finite(vectors, path)
+    check_width(vectors, lm, path)
+    return SoftPrompt(vectors, position="prefix")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        if path.is_symlink() or path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} is a link or longer than {MAX_JSON_BYTES} bytes; expected a peft config")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}); expected a peft folder with {CONFIG_NAME} and {WEIGHTS_NAME}"
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}; expected a JSON object")
+    return config
+
+
+def _check_finite(vectors: Any, where: Path) -> None:
+    largest = float(vectors.abs().max()) if vectors.numel() else 0.0
+    # `not <=` rather than `>`: NaN compares false with everything.
+    if not largest <= MAX_MAGNITUDE:
+        raise CheckpointError(f"{where}: the largest number is {largest}; expected finite ones up to {MAX_MAGNITUDE:g}")
