@@ -67,7 +67,7 @@ def pack_all(parts: Components, questions: Sequence[str], hits: Sequence[Sequenc
             "this LM has no window of its own; set packing.max_tokens (tokens, question and answer included)"
         )
     opening = [*lm.bos_ids, *lm.encode(settings.opening)]
-    soft = parts.prompt.length if parts.prompt is not None else 0
+    extra = len(lm.close_ids) + (parts.prompt.length if parts.prompt is not None else 0)
     return [
         pack(
             question,
@@ -77,7 +77,7 @@ def pack_all(parts: Components, questions: Sequence[str], hits: Sequence[Sequenc
             question_template=settings.question,
             opening=settings.opening,
             opening_ids=opening,
-            soft_tokens=soft,
+            soft_tokens=extra,
             window=window,
             answer_reserve=settings.answer_reserve,
             overflow=settings.overflow,
@@ -94,7 +94,7 @@ def row(parts: Components, context_ids: Sequence[int]) -> Row:
     """What the LM reads for one packed window: its tokens, and the learned prompt where it belongs."""
     from frozenlm.rows import Tokens
 
-    context = Tokens.of(context_ids)
+    context = Tokens.of([*context_ids, *parts.lm.close_ids])
     return [context] if parts.prompt is None else parts.prompt.place([context])
 
 

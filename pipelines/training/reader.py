@@ -56,8 +56,9 @@ def train_prompt(config: c.FrozenReader | c.ClosedBook, *, restart: bool, log: L
     log(
         f"{len(examples)} training examples ({skipped} skipped: no answer in context), {len(dev)} dev ({dev_skipped} skipped)"
     )
-    init = initializer(block.init, lm, seed=config.seed)
-    prompt = SoftPrompt(block.length, lm.hidden_size, init=init, position=block.position)
+    prompt = SoftPrompt.create(
+        lm, block.length, init=initializer(block.init), position=block.position, seed=config.seed
+    )
     folder = module_folder(config, block.name)
     run = folder.parent / f"{block.name}.run"
     cache = ContextCache(
@@ -142,7 +143,7 @@ def _example(
     answer = (held or list(question.answers))[0]
     lm = parts.lm
     ids = lm.encode(config.packing.answer.replace("{answer}", answer))[: config.packing.answer_reserve - 1]
-    return Example(context=list(packed.context_ids), answer=[*ids, *lm.eos_ids[:1]])
+    return Example(context=[*packed.context_ids, *lm.close_ids], answer=[*ids, *lm.eos_ids[:1]])
 
 
 def _with_gold(hits: list[Hit], gold: list[Hit]) -> list[Hit]:
