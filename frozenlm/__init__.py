@@ -1,1 +1,40 @@
-"""The frozen LM and everything that is trained around it."""
+"""The frozen LM and everything that is trained around it.
+
+Names are loaded on first use, so that `import frozenlm` costs nothing and `frozenlm.errors` works without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frozenlm.decoding import Generation
+    from frozenlm.fingerprint import Verification
+    from frozenlm.lm import FrozenLM, Output
+    from frozenlm.memory import Memory
+    from frozenlm.rows import Row, Segment, Soft, Tokens
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FrozenLM": "frozenlm.lm",
+    "Generation": "frozenlm.decoding",
+    "Memory": "frozenlm.memory",
+    "Output": "frozenlm.lm",
+    "Row": "frozenlm.rows",
+    "Segment": "frozenlm.rows",
+    "Soft": "frozenlm.rows",
+    "Tokens": "frozenlm.rows",
+    "Verification": "frozenlm.fingerprint",
+}
+
+__all__ = ["FrozenLM", "Generation", "Memory", "Output", "Row", "Segment", "Soft", "Tokens", "Verification"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'frozenlm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

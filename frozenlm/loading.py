@@ -1,0 +1,129 @@
+"""Loading a transformers LM from a folder or the hub, with one clear error for each way it can go wrong.
+
+`trust_remote_code` is always off. A folder is read without any network. safetensors weights are preferred; where a
+checkpoint has only PyTorch files, transformers reads them with `weights_only=True`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from frozenlm.errors import CheckpointError, ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: not a device, or CUDA asked for and absent.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"unknown device {device!r}; use 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} was asked for, but torch sees no CUDA device; use 'auto' or 'cpu'")
+    return found
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """`auto` is the checkpoint's own dtype on CUDA and float32 on the CPU.
+
+    float32 on the CPU is our choice: it is exact for bf16 checkpoints, and answers do not drift with the batch's shape.
+
+    Raises:
+        ConfigError: not one of auto, float32, bfloat16, float16.
+    """
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}; use 'auto', {', '.join(map(repr, DTYPES))}")
+    return DTYPES[dtype]
+
+
+def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load the model and its tokenizer.
+
+    Args:
+        path_or_id: a folder, or the id of a model on the hub.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        (model on its device, tokenizer).
+
+    Raises:
+        CheckpointError: no such folder or model; config, weights or tokenizer missing or damaged.
+        ConfigError: not a causal or seq2seq LM; unknown dtype or device.
+    """
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where)
+    source, local = _source(path_or_id)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    if revision is not None and not local:
+        options["revision"] = revision
+    config = _load("config", lambda: AutoConfig.from_pretrained(source, **options), source)
+    auto = _auto_class(config, source)
+    tokenizer = _load_tokenizer(source, options)
+    model, report = _load(
+        "weights",
+        lambda: auto.from_pretrained(source, config=config, dtype=kind, output_loading_info=True, **options),
+        source,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{source}: the checkpoint lacks {len(missing)} of the LM's weights, e.g. {missing[0]!r}")
+    return model.to(where), tokenizer
+
+
+def _source(path_or_id: str | Path) -> tuple[str, bool]:
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise CheckpointError(
+                f"{path} holds no config.json; expected a folder saved by transformers' save_pretrained"
+            )
+        return str(path), True
+    text = str(path_or_id)
+    looks_like_path = isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
+    if looks_like_path or path.exists():
+        raise CheckpointError(f"no LM folder at {path}; give a folder with config.json, or a hub id such as 'org/name'")
+    return text, False
+
+
+def _auto_class(config: Any, source: str) -> Any:
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM
+    kind = config.model_type
+    encoder_only = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or encoder_only:
+        raise ConfigError(
+            f"{source} is a {kind!r} model, which does not generate text; "
+            "FrozenLM needs a decoder-only or encoder-decoder LM (GPT-2, OPT, Llama, Qwen, T5, BART, ...)"
+        )
+    return AutoModelForCausalLM
+
+
+def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
+    folder = Path(source)
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+    # Without this check transformers makes an empty tokenizer from the model type alone.
+    if options["local_files_only"] and not any((folder / name).is_file() for name in names):
+        raise CheckpointError(
+            f"{source} holds no tokenizer ({names[0]} or the like); save the LM's tokenizer beside it"
+        )
+    return _load("tokenizer", lambda: AutoTokenizer.from_pretrained(source, **options), source)
+
+
+def _load(what: str, read: Any, source: str) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot load the {what} of {source}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,139 @@
+"""Toy LMs with fixed weights and a tiny tokenizer: every architecture of the tests, in a few thousand parameters.
+
+    lm = toy_lm("llama")                       # a FrozenLM
+    folder = toy_folder("t5", tmp_path)        # the same, saved as transformers saves it
+
+The tokenizer splits at spaces (a space comes before a word: "cat" and " cat" are one token, "\\n" is one of its own) and
+knows `WORDS`, the letters, digits and punctuation; anything else is [UNK].
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from frozenlm.lm import FrozenLM
+
+NAMES = ("gpt2", "opt", "llama", "qwen2", "t5", "bart")
+DECODERS = ("gpt2", "opt", "llama", "qwen2")
+ENCODER_DECODERS = ("t5", "bart")
+
+SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[SEP]")
+PAD, UNK, BOS, EOS, SEP = range(5)
+WORDS = (
+    "title text question answer passage context the a of in is was who what when where city river king year capital "
+    "france paris london berlin germany england nile egypt amazon brazil blue red green cat dog sat on mat one two three"
+).split()
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz0123456789"]
+PUNCTUATION = [*".,:;?!'\"()[]<>|/-_", "\n"]
+VOCAB_SIZE = 128
+_KNOWN = [*SPECIAL, *dict.fromkeys([*WORDS, *LETTERS, *PUNCTUATION])]
+VOCABULARY = [*_KNOWN, *(f"word{n}" for n in range(VOCAB_SIZE - len(_KNOWN)))]
+WINDOW = 96
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of `VOCABULARY`; adds no control token of its own accord."""
+    backend = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(VOCABULARY)}, unk_token="[UNK]"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\n|[a-z0-9]+|[^\sa-z0-9]"), behavior="removed", invert=True)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        bos_token="[BOS]",
+        eos_token="[EOS]",
+        sep_token="[SEP]",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def toy_model(name: str, *, seed: int = 0, **changes: Any) -> Any:
+    """A transformers model of that architecture: H 32, 2 layers, 4 heads (over 2 key-value heads in llama and qwen2).
+
+    Args:
+        name: one of `NAMES`.
+        seed: of the weights.
+        changes: config fields to set otherwise.
+    """
+    ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    small = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": WINDOW, **ids}
+    grouped = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    config: Any
+    if name == "gpt2":
+        config = GPT2Config(**{**small, "n_positions": WINDOW, "n_embd": 32, "n_layer": 2, "n_head": 4, **changes})
+        model: Any = GPT2LMHeadModel(config)
+    elif name == "opt":
+        sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = OPTConfig(**{**small, **sizes, "word_embed_proj_dim": 32, **changes})
+        model = OPTForCausalLM(config)
+    elif name == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**{**small, **grouped, **changes}))
+    elif name == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**{**small, **grouped, "tie_word_embeddings": True, **changes}))
+    elif name == "t5":
+        sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+        ids = {**ids, "decoder_start_token_id": PAD}
+        model = T5ForConditionalGeneration(T5Config(**{"vocab_size": VOCAB_SIZE, **sizes, **ids, **changes}))
+    elif name == "bart":
+        sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "scale_embedding": True}
+        sizes |= {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in _BART}
+        more = {"decoder_start_token_id": EOS, "forced_eos_token_id": None}
+        model = BartForConditionalGeneration(BartConfig(**{**small, **sizes, **more, **changes}))
+        model.final_logits_bias.normal_(generator=torch.Generator().manual_seed(seed + 1))
+    else:
+        raise ValueError(f"no toy LM called {name!r}; there are {', '.join(NAMES)}")
+    _fill(model, seed)
+    return model.eval()
+
+
+_BART = (("ffn_dim", 64), ("attention_heads", 4))
+
+
+def _fill(model: Any, seed: int) -> None:
+    """Seeded weights, large enough that every layer shows in the logits (a fresh tiny model is all but constant)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(noise * 0.1 + (1.0 if "norm" in name or "ln_" in name else 0.0))
+            elif "embed" in name or "shared" in name or ".wte" in name or ".wpe" in name:
+                parameter.copy_(noise * 0.5)
+            else:
+                parameter.copy_(noise * 1.5 / parameter.shape[-1] ** 0.5)
+
+
+def toy_lm(name: str = "gpt2", *, seed: int = 0, padding_side: Any = "right", **changes: Any) -> FrozenLM:
+    """A FrozenLM over `toy_model(name)` and `toy_tokenizer()`, float32 on the CPU."""
+    return FrozenLM.from_model(toy_model(name, seed=seed, **changes), toy_tokenizer(), padding_side=padding_side)
+
+
+def toy_folder(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Path:
+    """`toy_model(name)` and its tokenizer, saved to `folder / name`; returns that folder."""
+    target = Path(folder) / name
+    toy_model(name, seed=seed, **changes).save_pretrained(target)
+    toy_tokenizer().save_pretrained(target)
+    return target
