@@ -1,8 +1,8 @@
 """Running the LM without its head: batches in, final hidden states out, with or without a memory before them.
 
-The decoder-only and the encoder-decoder LM are two small classes with one use each: `hidden` for training and scoring,
-`start` for decoding token by token. Keys and values of a decoding run live in a `State`, which knows how to take one more
-token a row and how to keep only some rows; the decoding loops know nothing else.
+Decoder-only and encoder-decoder LMs are one small class each: whole batches for training and scoring, `start` for
+decoding token by token. Keys and values of a decoding run live in a `State`, which knows how to take one more token a
+row and how to keep only some rows; the decoding loops know nothing else.
 """
 
 import inspect
@@ -104,8 +104,8 @@ class DecoderOnly:
         starts = (mask[:, 1:] > mask[:, :-1]).sum(dim=1) + (mask[:, 0] > 0)
         if bool((starts > 1).any()):
             raise ShapeError(
-                f"this LM attends through a sliding window of {self._sliding} tokens, and padding lies inside a longer row; "
-                "use rows of equal length per batch, or load the LM with padding_side='left'"
+                f"this LM attends through a sliding window of {self._sliding} tokens, and padding lies inside a longer "
+                "row; use rows of equal length in a batch, or load the LM with padding_side='left'"
             )
 
 

@@ -1,9 +1,10 @@
 """Files that survive a crash and refuse to lie: safetensors and JSON only, no pickle anywhere.
 
-A saved module is a folder of two files: `module.json` (kind, settings, fingerprint of the LM it was trained for, SHA-256
-of the tensor file, checksum of itself) and `module-<sha>.safetensors`. The JSON is replaced last and atomically, so at any
-moment, a kill inside a save included, the folder holds either the old module or the new one, whole. Loading trusts
-nothing: names are confined to the folder, links are refused, the header is limited, every value must be finite.
+A saved module is a folder of two files: `module.json` (kind, settings, fingerprint of the LM it was trained for,
+SHA-256 of the tensor file, checksum of itself) and `module-<sha>.safetensors`. The JSON is replaced last and
+atomically, so at any moment, a kill inside a save included, the folder holds either the old module or the new one,
+whole. Loading trusts nothing: names are confined to the folder, links are refused, the header is limited, every value
+must be finite.
 """
 
 import hashlib
@@ -33,7 +34,15 @@ MAX_MAGNITUDE = 1e4  # our choice: embeddings and prompts are far below it, a di
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """What `verify_module` found: kind, LM fingerprint (None for one that fits any LM), settings, tensor shapes, bytes."""
+    """What `verify_module` found.
+
+    Args:
+        kind: what the module is.
+        lm_fingerprint: the LM it was trained for; None for one that fits any LM.
+        config: its settings.
+        shapes: of its tensors, by name.
+        nbytes: size of the tensor file.
+    """
 
     kind: str
     lm_fingerprint: str | None

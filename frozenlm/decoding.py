@@ -1,16 +1,16 @@
 """Decoding loops of our own: greedy, sampling, beam search.
 
-They call the head on the one hidden state a sequence that is needed, drop sequences that have finished from the batch, and
-give the log-probability of every token under the LM itself (float32, before temperature, top-k and top-p).
-Sampling takes its random numbers per sequence from (seed, row, sequence), so a row's samples do not depend on what else is
-in the batch. Warping is transformers' own code; beam search follows its rules (2 candidates a beam, scores divided by
-length ** length_penalty), checked against it in the tests.
+They call the head on the one hidden state a sequence that is needed, drop sequences that have finished from the batch,
+and give the log-probability of every token under the LM itself (float32, before temperature, top-k and top-p).
+Sampling takes its random numbers per sequence from (seed, row, sequence), so a row's samples do not depend on what else
+is in the batch. Warping is transformers' own code; beam search follows its rules (two candidates a beam, scores divided
+by length ** length_penalty), checked against it in the tests.
 """
 
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -219,17 +219,16 @@ def _sampler(settings: Settings, row_numbers: Sequence[int], seed: int) -> Choos
     if settings.top_p < 1:
         warpers.append(TopPLogitsWarper(settings.top_p))
     copies = settings.num_return_sequences
-    entropy = [seed & (2**64 - 1)]
+    no_ids: Any = torch.empty(0, dtype=torch.long)  # the warpers ask for the ids so far and do not look
     draws = np.stack(
         [
-            np.random.default_rng([*entropy, row, copy]).random(settings.max_new_tokens)
+            np.random.default_rng([seed % 2**64, row, copy]).random(settings.max_new_tokens)
             for row in row_numbers
             for copy in range(copies)
         ]
     )
 
     def choose(logits: Tensor, numbers: list[int], step: int) -> Tensor:
-        no_ids = torch.empty((len(numbers), 0), dtype=torch.long, device=logits.device)
         probabilities = warpers(no_ids, logits).softmax(dim=1)
         cumulated = probabilities.double().cumsum(dim=1)
         aim = torch.from_numpy(draws[numbers, step]).to(logits.device).unsqueeze(1) * cumulated[:, -1:]

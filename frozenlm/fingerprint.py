@@ -1,9 +1,9 @@
 """What an LM is, in one number, and whether it is still that.
 
-Two uses of one pass over the tensors. `fingerprint` names the LM: SHA-256 over names, shapes and values of everything its
-checkpoint holds. Values are hashed as the float32 numbers they stand for, so a bf16 checkpoint is the same LM whether it
-is held in bf16 (GPU) or float32 (CPU); any other value, down to the last bit, is another LM. `verify` compares every
-tensor in memory (non-persistent buffers and dtypes included) with what it was at load, bit by bit.
+Two uses of one pass over the tensors. `fingerprint` names the LM: SHA-256 over names, shapes and values of everything
+its checkpoint holds. Values are hashed as the float32 numbers they stand for, so a bf16 checkpoint is the same LM
+whether it is held in bf16 (GPU) or float32 (CPU); any other value, down to the last bit, is another LM. `verify`
+compares every tensor in memory (non-persistent buffers and dtypes included) with what it was at load, bit by bit.
 """
 
 import hashlib
@@ -60,8 +60,8 @@ def digest_tensors(model: nn.Module) -> dict[str, TensorDigest]:
 def fingerprint(digests: dict[str, TensorDigest]) -> str:
     """SHA-256 (hex) over the sorted names, shapes and values of what a checkpoint of the LM holds.
 
-    Non-persistent buffers (rotary tables, masks) are left out: they are computed anew on each machine and may differ there
-    in the last bit, while the LM is the same.
+    Non-persistent buffers (rotary tables, masks) are left out: each machine computes them anew, and they may differ
+    there in the last bit while the LM is the same. `compare` looks at them too.
     """
     total = hashlib.sha256()
     for name in sorted(digests):

@@ -1,9 +1,9 @@
 """From final hidden states to logits, called by us and only where logits are needed.
 
 A frozen bf16 head that is applied to a sliced batch takes a copying path in torch on CPUs, 150 times slower than on
-contiguous memory; and most positions of a batch are never scored. So the positions are gathered first, into one contiguous
-matrix. What an architecture does around its head (scale, bias, soft cap) is repeated here from its config; `probe.py`
-compares the result with the model's own logits at load and refuses the LM when they differ.
+contiguous memory; and most positions of a batch are never scored. So the positions are gathered first, into one
+contiguous matrix. What an architecture does around its head (scale, bias, soft cap) is repeated here from its config;
+`probe.py` compares the result with the model's own logits at load and refuses the LM when they differ.
 """
 
 from typing import Any

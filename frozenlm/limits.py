@@ -45,20 +45,8 @@ class Limits:
             raise ConfigError(f"window must be in 1..{limit or 'any'}, got {window}: the LM has {limit} positions")
         return cls(window if window is not None else limit, limit, bool(config.is_encoder_decoder))
 
-    def check_batch(self, rows: Sequence[Row]) -> None:
-        """At least one row, none empty.
-
-        Raises:
-            ShapeError: otherwise.
-        """
-        if not len(rows):
-            raise ShapeError("expected at least one row, got an empty batch")
-        for number, row in enumerate(rows):
-            if row_length(row) == 0:
-                raise ShapeError(f"row {number} is empty; a row needs at least one token or soft vector")
-
-    def check_window(self, rows: Sequence[Row], memory: Memory | None, *, extra: int = 0) -> None:
-        """Every row fits, with its memory and `extra` tokens to generate.
+    def check_window(self, rows: Sequence[Row], memory: Memory | None, *, extra: Sequence[int]) -> None:
+        """Every row fits, with its memory and `extra` tokens after it (of its answer, or to generate).
 
         Raises:
             ShapeError: naming the first row that does not.
@@ -66,12 +54,11 @@ class Limits:
         if self.window is None:
             return
         before = [0] * len(rows) if memory is None else memory.lengths.tolist()
-        for number, (row, read) in enumerate(zip(rows, before, strict=True)):
-            total = read + row_length(row) + extra
-            if total > self.window:
+        for number, (row, read, more) in enumerate(zip(rows, before, extra, strict=True)):
+            if read + row_length(row) + more > self.window:
                 parts = f"{row_length(row)} tokens"
                 parts += f" after a memory of {read}" if read else ""
-                parts += f" with {extra + 1} to generate" if extra else ""
+                parts += f" and {more} more after it" if more else ""
                 raise ShapeError(
                     f"row {number} is too long: {parts}, the window is {self.window}; shorten it or pack less"
                 )

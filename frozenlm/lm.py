@@ -6,7 +6,7 @@ module that holds a FrozenLM does not get the LM's weights into its own `paramet
 Shapes: `docs/notation.md`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,19 +16,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from frozenlm import fingerprint as prints
-from frozenlm.backbone import DecoderOnly, EncoderDecoder
 from frozenlm.decoding import Generation, Settings, StopRule, decode_batch, fresh_seed
-from frozenlm.errors import ConfigError, FrozenViolationError, ShapeError
+from frozenlm.engine import Engine
+from frozenlm.errors import FrozenViolationError, ShapeError
 from frozenlm.fingerprint import Verification
-from frozenlm.heads import Head
-from frozenlm.limits import Limits, check_memory
 from frozenlm.loading import load_pretrained, resolve_device, resolve_dtype
 from frozenlm.memory import Memory
 from frozenlm.probe import check_logits
-from frozenlm.rows import Assembled, PaddingSide, Row, Tokens, assemble, plan_batches, row_length
+from frozenlm.rows import Assembled, PaddingSide, Row, Tokens, check_rows
 from frozenlm.text import TextCodec
 
-BATCH_TOKENS = 8192  # tokens of a batch, padding counted: about what two CPU cores chew without swapping
+BATCH_TOKENS = 8192  # tokens of a batch, padding counted: our choice, good on two CPU cores and on a GPU
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +56,8 @@ class FrozenLM:
         hidden_size: H, width of the embeddings and so of every soft vector.
         vocab_size: V.
         window: the most tokens of a row with its memory and its answer; None if the LM has no limit.
-        pad_id, eos_ids, bos_ids, close_ids: control ids: padding; what ends an answer; what opens a text; what closes an
-            encoder's input (() for decoder-only LMs).
+        pad_id, eos_ids, bos_ids, close_ids: control ids: padding; what ends an answer; what opens a text; what closes
+            an encoder's input (() for decoder-only LMs).
         start_ids: what an encoder-decoder's decoder reads before the answer (() for decoder-only LMs).
         fingerprint: SHA-256 that names this LM (`fingerprint.py`).
     """
@@ -67,31 +65,24 @@ class FrozenLM:
     def __init__(
         self, model: Any, tokenizer: Any, *, window: int | None = None, padding_side: PaddingSide = "right"
     ) -> None:
-        if padding_side not in ("left", "right"):
-            raise ConfigError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         self.model, self.tokenizer = model.eval(), tokenizer
-        self.kind: Literal["decoder", "encoder-decoder"] = (
-            "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
-        )
-        self._head = Head(model)
-        self._body: DecoderOnly | EncoderDecoder
-        self._body = EncoderDecoder(model) if self.kind == "encoder-decoder" else DecoderOnly(model)
+        self.kind: Literal["decoder", "encoder-decoder"]
+        self.kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
         self._codec = TextCodec(tokenizer, closes=self.kind == "encoder-decoder")
-        self._padding_side: PaddingSide = "right" if self.kind == "encoder-decoder" else padding_side
-        embedding = model.get_input_embeddings()
-        self.vocab_size: int = embedding.num_embeddings
-        self.hidden_size: int = embedding.embedding_dim
-        self._limits = Limits.of(model.config, window)
-        self.window = self._limits.window
         self.bos_ids, self.close_ids = self._codec.bos_ids, self._codec.close_ids
-        self.start_ids = self._body.start_ids if isinstance(self._body, EncoderDecoder) else ()
         self.eos_ids = _eos_ids(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0] if self.eos_ids else 0
         self._digests = prints.digest_tensors(model)
         self.fingerprint: str = prints.fingerprint(self._digests)
+        self._engine = Engine(
+            model, fingerprint=self.fingerprint, pad_id=self.pad_id, window=window, padding_side=padding_side
+        )
+        self.window = self._engine.limits.window
+        self.start_ids = self._engine.start_ids
+        self.vocab_size, self.hidden_size = self._engine.vocab_size, self._engine.hidden_size
         check_logits(self)
 
     @classmethod
@@ -110,8 +101,8 @@ class FrozenLM:
         Args:
             path_or_id: a folder saved by transformers, or a hub id.
             revision: branch, tag or commit on the hub.
-            dtype: "auto" is the checkpoint's dtype on CUDA and float32 on the CPU (our choice: exact for bf16 checkpoints,
-                and results do not drift with the batch's shape); or "float32", "bfloat16", "float16".
+            dtype: "auto" is the checkpoint's dtype on CUDA and float32 on the CPU (our choice: exact for bf16
+                checkpoints, and results do not drift with the batch's shape); or "float32", "bfloat16", "float16".
             device: "auto" is CUDA where there is one, else "cpu".
             window: the most tokens to use, below the LM's own limit.
             padding_side: how decoder-only batches are padded; results are equal.
@@ -151,12 +142,12 @@ class FrozenLM:
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights, and of the embeddings that are fed."""
-        return self.model.get_input_embeddings().weight.dtype
+        return self._engine.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the input embeddings lie."""
-        return self.model.get_input_embeddings().weight.device
+        return self._engine.device
 
     def verify(self) -> Verification:
         """Compare every weight and buffer with what it was at load, bit by bit."""
@@ -170,9 +161,8 @@ class FrozenLM:
         """
         found = self.verify()
         if found.changed:
-            raise FrozenViolationError(
-                f"{found}: {', '.join(found.names[:5])}; something wrote to the frozen LM, load it anew"
-            )
+            names = ", ".join(found.names[:5])
+            raise FrozenViolationError(f"{found}: {names}; something wrote to the frozen LM, load it anew")
         loose = [name for name, p in self.model.named_parameters() if p.requires_grad]
         if loose or self.model.training:
             what = f"{len(loose)} weights require gradient, e.g. {loose[0]}" if loose else "the LM is in training mode"
@@ -195,7 +185,7 @@ class FrozenLM:
         return self._codec.decode(ids)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids [...] -> embeddings [..., H] as the LM's first layer gets them (with the model's embedding scale, if any).
+        """ids [...] -> embeddings [..., H], as the LM's first layer gets them (embedding scale included).
 
         Raises:
             ShapeError: an id outside the vocabulary.
@@ -203,7 +193,7 @@ class FrozenLM:
         ids = torch.as_tensor(ids, dtype=torch.long)
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ShapeError(f"token ids must lie in 0..{self.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
-        return self._body.embed(ids.to(self.device))
+        return self._engine.body.embed(ids.to(self.device))
 
     @torch.no_grad()
     def read(self, rows: Sequence[Row], *, memory: Memory | None = None, batch_tokens: int | None = None) -> Memory:
@@ -217,18 +207,12 @@ class FrozenLM:
         Raises:
             ShapeError: rows empty or longer than the window; an encoder-decoder asked to go on from a memory.
         """
-        if batch_tokens is not None:
-            parts = self._plan(rows, memory, batch_tokens)
-            read = Memory.concatenate([self.read(_take(rows, p), memory=_select(memory, p)) for p in parts])
-            order = [index for part in parts for index in part]
-            return read.select(sorted(range(len(order)), key=order.__getitem__))
-        if isinstance(self._body, EncoderDecoder):
-            if memory is not None:
-                raise ShapeError(
-                    "an encoder reads its input in both directions, so it cannot go on from a memory; read anew"
-                )
-            return self._body.read(self._assemble(rows, None), self.fingerprint)
-        return self._body.read(self._assemble(rows, memory), memory, self.fingerprint)
+        if batch_tokens is None:
+            return self._engine.read(rows, memory)
+        parts = self._engine.plan(rows, memory, batch_tokens, [0] * len(rows))
+        read = Memory.concatenate([self._engine.read(_take(rows, part), _select(memory, part)) for part in parts])
+        order = [index for part in parts for index in part]
+        return read.select(sorted(range(len(order)), key=order.__getitem__))
 
     def forward(
         self, rows: Sequence[Row], *, memory: Memory | None = None, decoder_rows: Sequence[Row] | None = None
@@ -238,26 +222,16 @@ class FrozenLM:
         Args:
             rows: B rows; for an encoder-decoder the encoder's input (B empty rows where a memory is given).
             memory: what they go on from, B rows.
-            decoder_rows: for an encoder-decoder, what the decoder reads, `start_ids` included. The logits are those of the
-                decoder's text tokens.
+            decoder_rows: for an encoder-decoder, what the decoder reads, `start_ids` included. The logits are those of
+                the decoder's text tokens.
 
         Raises:
             ShapeError: as `read`; decoder_rows missing or not wanted.
         """
-        if isinstance(self._body, EncoderDecoder):
-            if decoder_rows is None or len(decoder_rows) != len(rows):
-                raise ShapeError(f"an encoder-decoder needs one decoder row for each of the {len(rows)} rows")
-            encoded, encoded_mask = self._encoded(self._body, rows, memory)
-            batch = self._assemble_decoder(decoder_rows, self._body)
-            hidden = self._body.decode(batch.embeds, batch.mask, encoded, encoded_mask)
-        else:
-            if decoder_rows is not None:
-                raise ShapeError("decoder_rows are for encoder-decoder LMs; this LM is decoder-only")
-            batch = self._assemble(rows, memory)
-            hidden = self._body.hidden(batch, memory)
+        hidden, batch = self._engine.run(rows, memory, decoder_rows)
         present = batch.text_index >= 0
         columns = torch.arange(len(rows), device=self.device).unsqueeze(1) * hidden.shape[1] + batch.text_index
-        logits = self._head(hidden.flatten(0, 1).index_select(0, columns[present]))
+        logits = self._engine.head(hidden.flatten(0, 1).index_select(0, columns[present]))
         return Output(list(logits.split(present.sum(dim=1).tolist())), hidden, batch)
 
     def token_logprobs(
@@ -278,24 +252,20 @@ class FrozenLM:
         Raises:
             ShapeError: as `read`; an empty answer; not one answer a row.
         """
-        self._limits.check_answers(rows, answers, len(self.start_ids), self.vocab_size)
-        if isinstance(self._body, EncoderDecoder):
-            encoded, encoded_mask = self._encoded(self._body, rows, memory)
+        self._check_answers(rows, answers)
+        # The last answer token is only predicted, never read.
+        if self.kind == "encoder-decoder":
             decoder_rows = [[Tokens((*self.start_ids, *answer[:-1]))] for answer in answers]
-            batch = self._assemble_decoder(decoder_rows, self._body)
-            hidden = self._body.decode(batch.embeds, batch.mask, encoded, encoded_mask)
+            hidden, batch = self._engine.run(rows, memory, decoder_rows)
         else:
-            self._limits.check_batch(rows)
-            # The last answer token is only predicted, never read.
-            batch = self._assemble(
-                [[*row, Tokens(tuple(a[:-1]))] for row, a in zip(rows, answers, strict=True)], memory
-            )
-            hidden = self._body.hidden(batch, memory)
+            check_rows(rows, hidden_size=self.hidden_size, vocab_size=self.vocab_size)
+            whole = [[*row, Tokens(tuple(answer[:-1]))] for row, answer in zip(rows, answers, strict=True)]
+            hidden, batch = self._engine.run(whole, memory, None)
         lengths = [len(answer) for answer in answers]
         ends = (batch.last_column + torch.arange(len(rows), device=self.device) * hidden.shape[1]).tolist()
         wanted = [column for end, n in zip(ends, lengths, strict=True) for column in range(end - n + 1, end + 1)]
         at = torch.tensor(wanted, device=self.device)
-        logits = self._head(hidden.flatten(0, 1).index_select(0, at)).float()
+        logits = self._engine.head(hidden.flatten(0, 1).index_select(0, at)).float()
         targets = torch.tensor([i for answer in answers for i in answer], device=self.device)
         return list((-functional.cross_entropy(logits, targets, reduction="none")).split(lengths))
 
@@ -313,10 +283,11 @@ class FrozenLM:
         Raises:
             ShapeError: as `token_logprobs`.
         """
-        self._limits.check_answers(rows, answers, len(self.start_ids), self.vocab_size)
+        self._check_answers(rows, answers)
         scores = [0.0] * len(rows)
-        extra = [len(answer) - 1 for answer in answers]
-        for part in self._plan(rows, memory, batch_tokens, extra):
+        encodes = self.kind == "encoder-decoder"
+        extra = [0 if encodes else len(answer) - 1 for answer in answers]
+        for part in self._engine.plan(rows, memory, batch_tokens, extra):
             found = self.token_logprobs(_take(rows, part), [answers[i] for i in part], memory=_select(memory, part))
             sums = torch.stack([one.sum() for one in found]).tolist()
             for index, value in zip(part, sums, strict=True):
@@ -347,18 +318,10 @@ class FrozenLM:
         H' is the width of the LM's last layer. For an encoder-decoder they are the encoder's.
         """
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for part in self._plan(rows, memory, batch_tokens):
-            chosen, before = _take(rows, part), _select(memory, part)
-            batch = self._assemble(chosen, before)
-            if isinstance(self._body, EncoderDecoder):
-                if before is not None:
-                    raise ShapeError("an encoder cannot go on from a memory; give the whole rows")
-                hidden = self._body.encode(batch)
-            else:
-                hidden = self._body.hidden(batch, before)
-            for place, index in enumerate(part):
-                columns = batch.text_index[place]
-                found[index] = hidden[place].index_select(0, columns[columns >= 0])
+        for part in self._engine.plan(rows, memory, batch_tokens, [0] * len(rows)):
+            states = self._engine.text_states(_take(rows, part), _select(memory, part))
+            for index, state in zip(part, states, strict=True):
+                found[index] = state
         return found
 
     @overload
@@ -369,7 +332,7 @@ class FrozenLM:
     def generate(
         self, rows: Sequence[Row], *, num_return_sequences: int, **settings: Any
     ) -> list[list[Generation]]: ...
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[misc]  # the overloads spell out only what decides the return type
     def generate(
         self,
         rows: Sequence[Row],
@@ -399,7 +362,7 @@ class FrozenLM:
             num_beams: beam search above 1.
             num_return_sequences: generations a row; they share the reading of the row.
             length_penalty: beam scores are log-probability / length ** length_penalty.
-            stop: a generation ends at the first of these strings, which its text leaves out. Only the generated text counts.
+            stop: a generation ends at the first of these strings, which its text leaves out.
             seed: of the sampling; the same seed gives the same samples, however the rows are batched. None draws one.
             batch_tokens: the most tokens of a batch.
 
@@ -419,77 +382,26 @@ class FrozenLM:
             num_beams=num_beams,
             num_return_sequences=num_return_sequences,
             length_penalty=length_penalty,
-            stop=stop if isinstance(stop, str) else tuple(stop),  # type: ignore[arg-type]  # Settings refuses a bare string
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
             seed=seed,
         )
         rule = StopRule(self.eos_ids, settings.stop, self.decode)
         drawn = fresh_seed(seed)
         found: list[list[Generation]] = [[]] * len(rows)
-        new = [max_new_tokens - 1] * len(rows)  # the last one is never read
+        extra = max_new_tokens - 1  # the last new token is never read
         if self.kind == "encoder-decoder":
-            self._limits.check_decoder(len(self.start_ids) + max_new_tokens - 1)
-            new = [0] * len(rows)
-        copies = max(num_beams, num_return_sequences)
-        for part in self._plan(rows, memory, max(1, batch_tokens // copies), new):
-            chosen, before = _take(rows, part), _select(memory, part)
-            if isinstance(self._body, EncoderDecoder):
-                hidden, state = self._body.start(*self._encoded(self._body, chosen, before))
-            else:
-                batch = self._assemble(chosen, before, extra=max_new_tokens - 1)
-                columns, state = self._body.start(batch, before)
-                hidden = columns[torch.arange(len(part), device=self.device), batch.last_column]
-            for index, generations in zip(
-                part, decode_batch(state, hidden, self._head, rule, settings, part, drawn), strict=True
-            ):
+            self._engine.limits.check_decoder(len(self.start_ids) + extra)
+            extra = 0
+        share = max(1, batch_tokens // max(num_beams, num_return_sequences))
+        for part in self._engine.plan(rows, memory, share, [extra] * len(rows)):
+            hidden, state = self._engine.start(_take(rows, part), _select(memory, part), max_new_tokens)
+            made = decode_batch(state, hidden, self._engine.head, rule, settings, part, drawn)
+            for index, generations in zip(part, made, strict=True):
                 found[index] = generations
         return found if num_return_sequences > 1 else [one[0] for one in found]
 
-    def _assemble(self, rows: Sequence[Row], memory: Memory | None, *, extra: int = 0) -> Assembled:
-        check_memory(rows, memory, self.fingerprint, self.dtype)
-        self._limits.check_window(rows, memory, extra=extra)
-        offsets = None if memory is None else memory.lengths
-        return self._lay_out(rows, self._body.embed, self._padding_side, offsets)
-
-    def _assemble_decoder(self, rows: Sequence[Row], body: EncoderDecoder) -> Assembled:
-        for row in rows:
-            self._limits.check_decoder(row_length(row))
-        return self._lay_out(rows, body.embed_decoder, "right", None)
-
-    def _lay_out(
-        self, rows: Sequence[Row], embed: Callable[[Tensor], Tensor], side: PaddingSide, offsets: Tensor | None
-    ) -> Assembled:
-        return assemble(
-            rows,
-            embed=embed,
-            hidden_size=self.hidden_size,
-            vocab_size=self.vocab_size,
-            pad_id=self.pad_id,
-            padding_side=side,
-            dtype=self.dtype,
-            device=self.device,
-            offsets=offsets,
-        )
-
-    def _encoded(self, body: EncoderDecoder, rows: Sequence[Row], memory: Memory | None) -> tuple[Tensor, Tensor]:
-        """Encoder outputs [B, T, H] and their mask [B, T]: of the rows, or those that a memory holds."""
-        if memory is None:
-            batch = self._assemble(rows, None)
-            return body.encode(batch), batch.mask
-        check_memory(rows, memory, self.fingerprint, self.dtype)
-        if memory.encoded is None or any(row_length(row) for row in rows):
-            raise ShapeError("an encoder cannot go on from a memory: give empty rows with it, or whole rows without it")
-        return memory.encoded, memory.mask
-
-    def _plan(
-        self, rows: Sequence[Row], memory: Memory | None, batch_tokens: int, extra: Sequence[int] | None = None
-    ) -> list[list[int]]:
-        check_memory(rows, memory, self.fingerprint, self.dtype)
-        if not len(rows):
-            raise ShapeError("expected at least one row, got an empty batch")
-        before = [0] * len(rows) if memory is None else memory.lengths.tolist()
-        more = [0] * len(rows) if extra is None else extra
-        lengths = [row_length(row) + read + new for row, read, new in zip(rows, before, more, strict=True)]
-        return plan_batches(lengths, batch_tokens=batch_tokens)
+    def _check_answers(self, rows: Sequence[Row], answers: Sequence[Sequence[int]]) -> None:
+        self._engine.limits.check_answers(rows, answers, len(self.start_ids), self.vocab_size)
 
 
 def _take(rows: Sequence[Row], part: Sequence[int]) -> list[Row]:

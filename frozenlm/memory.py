@@ -1,9 +1,9 @@
 """Memory: what the LM keeps of text that it has read, so that it need not read it again.
 
-The keys and values of a run of segments that no trained parameter touches are constants. Read once without gradient, they
-are shared by many rows, continued by rows of any length, and kept on disk. The stored tensors are never written to: every
-continuation concatenates into new ones. For an encoder-decoder the memory is the encoder's output, which can be decoded
-from many times but not continued: its encoder reads in both directions.
+The keys and values of a run of segments that no trained parameter touches are constants. Read once without gradient,
+they are shared by many rows, continued by rows of any length, and kept on disk. The stored tensors are never written
+to: every continuation concatenates into new ones. For an encoder-decoder the memory is the encoder's output, which can
+be decoded from many times but not continued: its encoder reads in both directions.
 Shapes: B rows, T columns, L layers, K key-value heads, D head size, H hidden size (`docs/notation.md`).
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import ShapeError
@@ -131,10 +132,12 @@ class Memory:
         if self.encoded is not None:
             raise ShapeError("an encoder-decoder's memory holds encoder outputs, not keys and values")
         cache = DynamicCache()
-        for number, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
-            cache.update(keys[:, :, :0], values[:, :, :0], number)  # makes the layer
+        for keys, values in zip(self.keys, self.values, strict=True):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
             # Set, not copied: the layer's update concatenates into new tensors, so these stay as they are.
-            cache.layers[number].keys, cache.layers[number].values = keys, values
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
         return cache
 
     def save(self, folder: Path | str) -> None:

@@ -1,8 +1,8 @@
 """Before an LM is used: does our way of running it give the model's own logits?
 
 The head, the embeddings, the positions and the memory are driven by us (`heads.py`, `backbone.py`), so an architecture
-with a peculiarity that we do not repeat would be wrong in silence. At load, a few tokens go both ways; a difference, or an
-LM that looks ahead, is refused.
+with a peculiarity that we do not repeat would be wrong in silence. At load, a few tokens go both ways; a difference, or
+an LM that looks ahead, is refused.
 """
 
 from typing import TYPE_CHECKING
@@ -50,6 +50,7 @@ def _compare(lm: "FrozenLM", ours: Tensor, theirs: Tensor) -> None:
     difference = float((ours.float() - theirs.float()).abs().max())
     if not difference <= tolerance:
         raise ConfigError(
-            f"{type(lm.model).__name__} cannot be driven as a frozen LM: our logits differ from its own by {difference:.3g} "
-            f"(allowed {tolerance:.3g}). It may attend in both directions, or do something unusual around its head or cache"
+            f"{type(lm.model).__name__} cannot be driven as a frozen LM: our logits differ from its own by "
+            f"{difference:.3g} (allowed {tolerance:.3g}); it may attend in both directions, or do something unusual "
+            "around its head or cache. Use a plain causal or seq2seq LM"
         )

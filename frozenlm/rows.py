@@ -106,6 +106,37 @@ def text_ids(row: Row) -> tuple[int, ...]:
     return tuple(i for segment in row if isinstance(segment, Tokens) for i in segment.ids)
 
 
+def check_rows(rows: Sequence[Row], *, hidden_size: int, vocab_size: int) -> None:
+    """Refuse rows that no LM of this width and vocabulary can read.
+
+    Raises:
+        ShapeError: no rows, an empty row, something else than segments, an id out of range, a soft segment of another
+            width or with a value that is not finite.
+    """
+    if not len(rows):
+        raise ShapeError("expected at least one row, got an empty batch")
+    seen: set[int] = set()
+    for number, row in enumerate(rows):
+        if isinstance(row, Tokens | Soft):
+            raise ShapeError(f"row {number} is a bare {type(row).__name__}; a row is a list of segments: [segment]")
+        for place, segment in enumerate(row):
+            where = f"row {number}, segment {place}"
+            if isinstance(segment, Tokens):
+                if segment.ids and not (min(segment.ids) >= 0 and max(segment.ids) < vocab_size):
+                    bad = next(i for i in segment.ids if not 0 <= i < vocab_size)
+                    raise ShapeError(
+                        f"{where}: token id {bad} is outside the LM's vocabulary 0..{vocab_size - 1}; "
+                        "encode the text with this LM's own tokenizer"
+                    )
+            elif not isinstance(segment, Soft):
+                raise ShapeError(f"{where}: expected Tokens or Soft, got {type(segment).__name__}")
+            elif id(segment.vectors) not in seen:
+                _check_soft(segment.vectors, where, hidden_size)
+                seen.add(id(segment.vectors))
+        if row_length(row) == 0:
+            raise ShapeError(f"row {number} is empty; a row needs at least one token or soft vector")
+
+
 def assemble(
     rows: Sequence[Row],
     *,
@@ -120,8 +151,8 @@ def assemble(
 ) -> Assembled:
     """Turn rows into one padded batch; differentiable in every `Soft`.
 
-    A `Soft` tensor that several rows share is copied once only. Padding is an embedding like any other (that of `pad_id`)
-    and is hidden by the mask.
+    A `Soft` tensor that several rows share is copied once only. Padding is an embedding like any other (that of
+    `pad_id`) and is hidden by the mask.
 
     Args:
         rows: B rows, none of them empty.
@@ -134,9 +165,11 @@ def assemble(
         offsets: [B] position of each row's first token (the length of the memory it continues); zeros if None.
 
     Raises:
-        ShapeError: no rows, an empty row, an id out of range, a soft segment of another width or with a non-finite value.
+        ShapeError: no rows, an empty row, an id out of range, a soft segment of another width or with a value that is
+            not finite.
     """
-    lengths = _checked_lengths(rows, hidden_size=hidden_size, vocab_size=vocab_size)
+    check_rows(rows, hidden_size=hidden_size, vocab_size=vocab_size)
+    lengths = [row_length(row) for row in rows]
     flat_ids = [pad_id]
     soft: dict[int, Tensor] = {}
     for row in rows:
@@ -221,43 +254,11 @@ def _as_int(value: object) -> int:
         raise ShapeError(f"Tokens expects integer ids, got {value!r} of type {type(value).__name__}") from None
 
 
-def _checked_lengths(rows: Sequence[Row], *, hidden_size: int, vocab_size: int) -> list[int]:
-    if not len(rows):
-        raise ShapeError("expected at least one row, got an empty batch")
-    seen: set[int] = set()
-    for number, row in enumerate(rows):
-        if isinstance(row, Tokens | Soft):
-            raise ShapeError(
-                f"row {number} is a bare {type(row).__name__} segment; a row is a list of segments: [segment]"
-            )
-        for place, segment in enumerate(row):
-            if isinstance(segment, Tokens):
-                if segment.ids and not (min(segment.ids) >= 0 and max(segment.ids) < vocab_size):
-                    bad = next(i for i in segment.ids if not 0 <= i < vocab_size)
-                    raise ShapeError(
-                        f"row {number}, segment {place}: token id {bad} is outside the LM's vocabulary 0..{vocab_size - 1}; "
-                        "encode the text with this LM's own tokenizer"
-                    )
-            elif isinstance(segment, Soft):
-                if id(segment.vectors) not in seen:
-                    _check_soft(segment.vectors, number, place, hidden_size)
-                    seen.add(id(segment.vectors))
-            else:
-                raise ShapeError(
-                    f"row {number}, segment {place}: expected Tokens or Soft, got {type(segment).__name__}"
-                )
-        if row_length(row) == 0:
-            raise ShapeError(f"row {number} is empty; a row needs at least one token or soft vector")
-    return [row_length(row) for row in rows]
-
-
-def _check_soft(vectors: Tensor, number: int, place: int, hidden_size: int) -> None:
+def _check_soft(vectors: Tensor, where: str, hidden_size: int) -> None:
     if vectors.shape[1] != hidden_size:
         raise ShapeError(
-            f"row {number}, segment {place}: soft vectors are {vectors.shape[1]} wide, the LM's embeddings {hidden_size}; "
+            f"{where}: soft vectors are {vectors.shape[1]} wide, the LM's embeddings {hidden_size}; "
             "was the prompt trained for another LM?"
         )
     if not bool(torch.isfinite(vectors.detach()).all()):
-        raise ShapeError(
-            f"row {number}, segment {place}: soft vectors hold NaN or Inf; the training diverged or the file is damaged"
-        )
+        raise ShapeError(f"{where}: soft vectors hold NaN or Inf; the training diverged or the file is damaged")

@@ -1,9 +1,10 @@
 """Text to token ids and back, with one guarantee: text is only ever text.
 
 A passage, a question or a user may contain "[SEP]", "</s>" or "<|endoftext|>". Parsed as control tokens they would end
-answers and forge structure, so `encode` never yields a special token: it works on a copy of the tokenizer from which they
-were taken out. Control tokens enter a row as ids only (`FrozenLM.bos_ids`, `eos_ids`). Added tokens that the tokenizer
-itself declares as ordinary text (runs of spaces, for instance) stay ordinary. The caller's tokenizer is not changed.
+answers and forge structure, so `encode` never yields a special token: it works on a copy of the tokenizer from which
+they were taken out. Control tokens enter a row as ids only (`FrozenLM.bos_ids`, `eos_ids`). Added tokens that the
+tokenizer itself declares as ordinary text (runs of spaces, for instance) stay ordinary. The caller's tokenizer is not
+changed.
 """
 
 import json
