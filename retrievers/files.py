@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 from retrievers.errors import IndexMismatchError, RetrieverError
 
@@ -70,24 +70,36 @@ def clear_write_errors(target: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A stream into a file that takes its name only when the block has ended well; what was there before stays till
+    then.
+
+    Raises:
+        RetrieverError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with clear_write_errors(path):
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
         RetrieverError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with clear_write_errors(path):
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with written_whole(path) as stream:
+        stream.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -163,6 +175,9 @@ class FolderBuild:
             (self.folder / "manifest.json").unlink(missing_ok=True)
         if self._begun_with_the_same_spec():
             self.resumed = True
+            with clear_write_errors(self.folder):
+                for torn in self.folder.rglob(".*.tmp-*"):
+                    torn.unlink()
         else:
             self._clear()
             write_json(self.folder / _BUILD_FILE, self.spec)
