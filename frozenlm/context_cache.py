@@ -1,12 +1,12 @@
 """Keys and values of training contexts, kept from one epoch to the next.
 
-A suffix prompt stands behind its context, so the frozen LM's keys and values of that context never change while the prompt
-is trained. They are read once, without gradient, and kept in memory or on disk up to a byte budget. When the budget is
-full nothing is thrown out: further contexts are read anew each time. (With data drawn by epoch every context comes
-equally often, so the first ones are as good to keep as any, and evicting would only add writing.)
+A suffix prompt stands behind its context, so the frozen LM's keys and values of that context never change while the
+prompt is trained. They are read once, without gradient, and kept in memory or on disk up to a byte budget. When the
+budget is full nothing is thrown out: further contexts are read anew each time. (With data drawn by epoch every context
+comes equally often, so the first ones are as good to keep as any, and evicting would only add writing.)
 
-On disk a context is one file, named by the hash of the LM's fingerprint, its dtype and the context's ids, so that a cache
-survives a kill, can be shared by runs, and never serves another LM. A damaged file is read anew and counted.
+On disk a context is one file, named by the hash of the LM's fingerprint, its dtype and the context's ids, so that a
+cache survives a kill, can be shared by runs, and never serves another LM. A damaged file is read anew and counted.
 Shapes: L layers, K key-value heads, T context tokens, D head size.
 """
 
@@ -34,7 +34,7 @@ BYTE_BUDGET = 2_000_000_000
 
 @dataclass
 class CacheCounts:
-    """What a cache has done: contexts found, contexts read by the LM, and of these kept, over budget, damaged, unwritable."""
+    """What a cache has done: contexts found, read by the LM, and of those read kept, over budget, unwritable."""
 
     found: int = 0
     read: int = 0
@@ -95,7 +95,9 @@ class ContextCache:
         self.counts.read += len(missing)
         if not missing:
             return Memory.concatenate([found[key] for key in keys])
-        fresh = self.lm.read([[Tokens.of(context)] for context in missing.values()])
+        # In the LM's own dtype even when the step runs under autocast, so that a memory fits every later use.
+        with torch.autocast(self.lm.device.type, enabled=False):
+            fresh = self.lm.read([[Tokens.of(context)] for context in missing.values()])
         if self.kind != "off":
             for row, key in enumerate(missing):
                 self._keep(key, fresh.select([row]))

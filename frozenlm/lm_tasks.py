@@ -1,7 +1,7 @@
 """What a soft prompt is trained for: the answer, given what the LM has read.
 
-The loss of prompt tuning (arXiv 2104.08691, section 2) is -log p(answer | prompt, context), the mean over answer tokens;
-only the answer is learned from. Where the prompt stands decides what a step costs:
+The loss of prompt tuning (arXiv 2104.08691, section 2) is -log p(answer | prompt, context), the mean over answer
+tokens; only the answer is learned from. Where the prompt stands decides what a step costs:
 
     prefix             row [prompt, context, answer]; the whole row runs forward and backward
     suffix             the context is read without gradient, the step runs over [prompt, answer] on top of its memory
