@@ -37,9 +37,12 @@ def _fault(source: Source, fault: Any) -> str:
         text = "missing; this key is required"
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = _tags_at(loc)
+        line = source.lines.get((*where, "kind"), line)
         got = node.get("kind") if isinstance(node, dict) else node
         text = f"kind is {_short(got)}, expected one of {', '.join(tags)}"
         text += did_you_mean(got, tags, listed=False) if isinstance(got, str) else ""
+    elif kind in ("model_type", "model_attributes_type", "dict_type"):
+        text = f"expected a block of `key: value`, got {_short(fault['input'])}"
     elif kind == "value_error":
         text = _lower_first(fault["msg"].removeprefix("Value error, "))
     else:

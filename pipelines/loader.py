@@ -106,8 +106,11 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> Source:
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     own = parse(text, str(path), path.parent)
+    if own.values is None:
+        raise ConfigError(f"{path}: the file is empty; a config needs at least `kind:`")
     if not isinstance(own.values, dict):
-        raise ConfigError(f"{path}:1: a config is a mapping of keys to values, got {type(own.raw).__name__}")
+        got = "a list" if isinstance(own.values, list) else "a single value"
+        raise ConfigError(f"{path}:1: a config is a mapping of keys to values, got {got}")
     parent = own.values.get("extends")
     if parent is None:
         return own
@@ -180,7 +183,9 @@ def _override(tree: Source, override: str) -> None:
     parsed = parse(text.strip(), label, None, numbered=False)
     _set(tree.values, keys, parsed.values, label)
     where = _set(tree.raw, keys, parsed.raw, label)
-    tree.lines = {w: line for w, line in tree.lines.items() if w[: len(where)] != where} | {where: label}
+    tree.lines = {w: line for w, line in tree.lines.items() if w[: len(where)] != where}
+    for n in range(1, len(where) + 1):
+        tree.lines.setdefault(where[:n], label)
     tree.secrets |= parsed.secrets
 
 

@@ -182,9 +182,7 @@ def parse(text: str, name: str, base: Path | None, *, numbered: bool = True) -> 
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        if node is None:
-            raise ConfigError(f"{name}: the file is empty; a config needs at least `kind:`")
-        values, raw = tree.walk(node)
+        values, raw = tree.walk(node) if node is not None else (None, None)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark and numbered else ""
         what = ": ".join(part for part in (error.context, error.problem) if part)

@@ -1,0 +1,363 @@
+"""The command `frozenlm`. Each command loads what it needs when it runs, so that `frozenlm --help` answers at once.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage or config,
+70 a bug of ours, 130 interrupted. An expected error is one message; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+ASK_CHUNK = 32
+INTERRUPTED = 130
+BUG = 70
+
+app = typer.Typer(
+    name="frozenlm",
+    help="Many tasks from one frozen language model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Check config files and print their schema.", no_args_is_help=True)
+plugins_app = typer.Typer(help="Retrievers that other packages bring.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(plugins_app, name="plugins")
+
+ConfigArg = Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of a packaged config.")]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", metavar="a.b=c", help="Override one setting; may be given several times.")
+]
+WorkspaceOpt = Annotated[
+    str | None, typer.Option("--workspace", metavar="DIR", help="Where indexes, modules and caches lie.")
+]
+ImportOpt = Annotated[
+    bool,
+    typer.Option("--allow-import", help="Let the config name a retriever as module:Class; also looks in this folder."),
+]
+QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON, one line a result.")]
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere in the command.")] = False,
+) -> None:
+    """Many tasks from one frozen language model."""
+
+
+@app.command()
+def index(
+    config: ConfigArg,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again what is there already.")] = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Build the indexes that the config's retriever needs. Goes on where an interrupted build stopped."""
+    loaded = _load(config, set_, workspace)
+    from pipelines.indexing import build_indexes
+
+    for folder in build_indexes(loaded, rebuild=rebuild, log=_log(quiet)):
+        _out().print(str(folder), soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def ask(
+    config: ConfigArg,
+    question: Annotated[str, typer.Argument(help='The question; "-" reads questions from standard input, one a line.')],
+    as_json: JsonOpt = False,
+    k: Annotated[int, typer.Option("--k", min=0, help="Sources to show.")] = 5,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    allow_import: ImportOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Answer a question, with its sources. A question has at most 100,000 characters."""
+    from pipelines import show
+
+    questions = _questions_from(sys.stdin) if question == "-" else iter([question])
+    with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
+        while chunk := list(itertools.islice(questions, 1 if sys.stdin.isatty() else ASK_CHUNK)):
+            for answer in pipeline.answer(chunk):
+                if as_json:
+                    show.print_json(_out(), show.answer_record(answer, k))
+                    continue
+                if question == "-":
+                    _out().print(answer.question, style="bold", markup=False, highlight=False)
+                _out().print(show.answer_text(answer, k))
+
+
+@app.command()
+def train(
+    config: ConfigArg,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run and begin again.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Train the reader's soft prompt, or the re-ranker. Goes on where an interrupted run stopped."""
+    loaded = _load(config, set_, workspace)
+    from pipelines import show
+    from pipelines.training import train as run
+
+    summary = run(loaded, restart=restart, log=_log(quiet))
+    show.print_json(_out(), summary) if as_json else _out().print(show.figures(summary, "trained"))
+
+
+@app.command()
+def evaluate(
+    config: ConfigArg,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the result files go.")],
+    questions: Annotated[
+        Path | None, typer.Option("--questions", metavar="FILE", help="Else the config's own.")
+    ] = None,
+    question_format: Annotated[str, typer.Option("--format", help="Format of the questions file.")] = "auto",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N questions.")] = None,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Read the gold passages instead of retrieving.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what DIR holds and begin again.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    allow_import: ImportOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Answer a file of questions and measure. Goes on where an interrupted evaluation stopped."""
+    from pipelines import show
+
+    with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
+        asked = _evaluation_questions(pipeline.config, questions, question_format, limit)
+        from pipelines.evaluation.run import evaluate as run
+
+        block = pipeline.config.evaluation
+        metrics = run(
+            pipeline, asked, out, recall_at=block.recall_at, matcher=block.matcher, chunk=block.chunk, oracle=oracle,
+            restart=restart, log=_log(quiet), progress=not quiet,
+        )  # fmt: skip
+    show.print_json(_out(), metrics) if as_json else _out().print(show.figures(metrics, str(out)))
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="DIR_A")],
+    second: Annotated[Path, typer.Argument(metavar="DIR_B")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Compare two evaluations of the same questions: paired bootstrap and McNemar."""
+    from pipelines import show
+    from pipelines.evaluation.compare import compare as run
+
+    result = run(first, second)
+    show.print_json(_out(), result) if as_json else _out().print(show.figures(result, f"{first} -> {second}"))
+
+
+@app.command()
+def demo(
+    config: Annotated[str, typer.Argument(metavar="[CONFIG]")] = "demo.yaml",
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """The whole job on the embedded default: index, train, evaluate, answer. A second run reuses everything."""
+    loaded = _load(config, set_, workspace)
+    from pipelines.demo import run_demo
+
+    run_demo(loaded, log=_log(quiet))
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="An index, a module, an evaluation, a workspace, or one file.")],
+) -> None:
+    """Check that nothing in a folder that frozenlm wrote is damaged."""
+    from pipelines.verify import verify as check
+
+    damaged = checked = 0
+    for finding in check(path):
+        checked += 1
+        damaged += finding.problem is not None
+        state = "OK" if finding.problem is None else f"DAMAGED: {finding.problem}"
+        style = "green" if finding.problem is None else "red"
+        line = f"{finding.path}  ({finding.kind})  {state}"
+        _out().print(line, style=style, soft_wrap=True, markup=False, highlight=False)
+    _out().print(f"{checked} checked, {damaged} damaged", highlight=False)
+    if damaged:
+        raise typer.Exit(1)
+
+
+@config_app.command("check")
+def config_check(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...")],
+    set_: SetOpt = None,
+) -> None:
+    """Say OK, or every fault of each file, with its line."""
+    from pipelines.errors import ConfigError
+
+    faulty = False
+    for name in files:
+        try:
+            _load(name, set_, None)
+        except ConfigError as error:
+            faulty = True
+            _error(str(error))
+        else:
+            _out().print(f"{name}: OK", soft_wrap=True, markup=False, highlight=False)
+    if faulty:
+        raise typer.Exit(2)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of config files, for editors."""
+    sys.stdout.write(schema_text())
+
+
+@plugins_app.command("list")
+def plugins_list() -> None:
+    """Built-in retrievers and installed plug-ins, and whether each one loads."""
+    from pipelines import plugins, show
+
+    _out().print(show.plugins(plugins.BUILT_IN_RETRIEVERS, plugins.installed_plugins()))
+
+
+def schema_text() -> str:
+    """What `frozenlm config schema` prints and `configs/schema.json` holds."""
+    from pipelines.config import json_schema
+
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. The console entry point."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in options
+    words = [word for word in options if word != "--debug"] + words[len(options) :]
+    try:
+        app(words, prog_name="frozenlm")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _interrupted() if code == INTERRUPTED else code
+    except KeyboardInterrupt:
+        return _interrupted()
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+    return 0
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong in one message, and choose the exit code."""
+    from pipelines.errors import ConfigError, FrozenLMError
+    from retrievers.errors import RetrievalError
+
+    if isinstance(error, FrozenLMError | RetrievalError):
+        _error(str(error))
+        return 2 if isinstance(error, ConfigError) else 1
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        hint = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
+        _error(f"{error.strerror}{where}{hint}")
+        return 1
+    if isinstance(error, MemoryError):
+        _error("out of memory; use a smaller model, a smaller batch_tokens or a machine with more memory")
+        return 1
+    _error(
+        f"this is a bug of frozenlm's, please report it: {type(error).__name__}: {error}\n"
+        "run again with --debug for the traceback"
+    )
+    return BUG
+
+
+def _interrupted() -> int:
+    _error("interrupted; run the same command again to resume")
+    return INTERRUPTED
+
+
+def _error(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+
+
+def _out() -> Console:
+    return Console(file=sys.stdout)
+
+
+def _log(quiet: bool) -> Callable[[str], None]:
+    console = Console(stderr=True, soft_wrap=True)
+    return (lambda _: None) if quiet else lambda text: console.print(text, markup=False, highlight=False)
+
+
+def _overrides(settings: list[str] | None, workspace: str | None) -> list[str]:
+    # As JSON, which is YAML too: a folder called 7 or "a: b" stays text.
+    return [*(settings or []), *([f"workspace={json.dumps(workspace)}"] if workspace is not None else [])]
+
+
+def _load(config: str, settings: list[str] | None, workspace: str | None) -> Any:
+    from pipelines.loader import load_config
+
+    return load_config(config, overrides=_overrides(settings, workspace))
+
+
+@contextmanager
+def _pipeline(
+    config: str, settings: list[str] | None, workspace: str | None, allow_import: bool, quiet: bool
+) -> Iterator[Any]:
+    loaded = _load(config, settings, workspace)
+    if allow_import:
+        sys.path.append(str(Path.cwd()))  # an installed command does not see the current folder by itself
+    from pipelines.pipeline import Pipeline
+
+    with Pipeline.from_config(loaded, allow_import=allow_import, log=_log(quiet)) as pipeline:
+        yield pipeline
+
+
+def _questions_from(lines: Any) -> Iterator[str]:
+    """Questions of standard input, blank lines left out."""
+    from pipelines.errors import ConfigError
+
+    some = False
+    try:
+        for line in lines:
+            if line.strip():
+                some = True
+                yield line.strip()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if not some:
+        raise ConfigError("there is no question on standard input; write one a line")
+
+
+def _evaluation_questions(config: Any, path: Path | None, form: str, limit: int | None) -> Any:
+    """The questions of the command line, else the config's own."""
+    from pydantic import ValidationError
+
+    from pipelines.config import Questions
+    from pipelines.errors import ConfigError
+    from pipelines.evaluation.questions import read_questions
+
+    block = config.evaluation.questions
+    if path is not None:
+        try:
+            block = Questions(path=path, format=form)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ConfigError(f"--format {form!r}: {error.errors()[0]['msg']}") from error
+    if block is None:
+        raise ConfigError("no questions: give --questions FILE, or set evaluation.questions in the config")
+    return read_questions(block, limit=limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

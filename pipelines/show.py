@@ -1,0 +1,110 @@
+"""What the command line prints: answers with their sources, figures with their intervals; `--json` is for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pipelines.answer import Answer
+    from pipelines.plugins import PluginInfo
+
+SNIPPET = 160
+
+
+def answer_record(answer: Answer, sources: int) -> dict[str, Any]:
+    """One answer as plain JSON values, with its first `sources` passages."""
+    read = {kept.hit.passage_id for kept in answer.context}
+    return {
+        "question": answer.question,
+        "answer": answer.text,
+        "score": answer.score,
+        "prompt": answer.prompt,
+        "passages": [
+            {
+                "id": hit.passage_id,
+                "title": hit.title,
+                "text": hit.text,
+                "score": hit.score,
+                "rerank_score": hit.rerank_score,
+                "in_context": hit.passage_id in read,
+            }
+            for hit in answer.passages[:sources]
+        ],
+        "timings": answer.timings,
+    }
+
+
+def answer_text(answer: Answer, sources: int) -> RenderableType:
+    """One answer for the eye: text and score, then its sources; a `*` marks those that the LM read."""
+    head = Text()
+    if answer.text is not None:
+        head.append(answer.text or "(no answer)", style="bold green" if answer.text else "yellow")
+        if answer.score is not None:
+            head.append(f"   log-probability {answer.score:.2f}", style="dim")
+    parts: list[RenderableType] = [head] if head else []
+    read = {kept.hit.passage_id for kept in answer.context}
+    for hit in answer.passages[:sources]:
+        line = Text(f" {'*' if hit.passage_id in read else ' '} ")
+        line.append(hit.title or "(no title)", style="bold")
+        line.append(f" [{hit.passage_id}] ", style="dim")
+        line.append(snippet(hit.text))
+        parts.append(line)
+    hidden = sum(hit.passage_id in read for hit in answer.passages[sources:])
+    if answer.context and answer.passages:
+        more = f" ({hidden} not shown)" if hidden else ""
+        parts.append(Text(f"   * = read by the LM: {len(read)} of {len(answer.passages)} passages{more}", style="dim"))
+    return Group(*parts)
+
+
+def snippet(text: str) -> str:
+    """The beginning of a passage on one line, cut at a word."""
+    line = " ".join(text.split())
+    return line if len(line) <= SNIPPET else line[:SNIPPET].rsplit(" ", 1)[0] + " ..."
+
+
+def figures(metrics: Mapping[str, Any], title: str) -> Table:
+    """A result file as a table, one figure a line, each with its interval where `ci95` has one."""
+    table = Table("figure", "value", "95% interval", title=title, title_justify="left")
+    intervals = metrics.get("ci95") or {}
+    for name, value in _flat({key: value for key, value in metrics.items() if key != "ci95"}):
+        if isinstance(value, bool | int | float | str):
+            interval = _lookup(intervals, name)
+            low_high = f"{interval[0]:.4f} .. {interval[1]:.4f}" if isinstance(interval, list | tuple) else ""
+            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value)[:64], low_high)
+    return table
+
+
+def plugins(built_in: tuple[str, ...], found: list[PluginInfo]) -> Table:
+    """Names that `retriever.kind` may hold."""
+    table = Table("retriever.kind", "from", "loads")
+    for name in built_in:
+        table.add_row(name, "built in", "yes")
+    for info in found:
+        table.add_row(info.name, Text(f"{info.distribution} ({info.target})"), Text(info.problem or "yes"))
+    return table
+
+
+def print_json(console: Console, value: Any) -> None:
+    """One line of JSON, never wrapped."""
+    console.file.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        rows += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return rows
+
+
+def _lookup(tree: Any, name: str) -> Any:
+    if isinstance(tree, Mapping) and name in tree:
+        return tree[name]
+    head, dot, rest = name.partition(".")
+    return _lookup(tree.get(head), rest) if dot and isinstance(tree, Mapping) else None
