@@ -43,7 +43,7 @@ def close_numbers(text: str) -> str:
     """Close the gaps inside numbers: `1, 350` `3. 5` `10 : 30` `1990 - 91` `$ 12` `5 %`.
 
     A comma is closed only where it groups thousands, that is between one to three digits and exactly three: "in 1990,
-    200 men" and "1, 2" stay as they are. A list such as "3, 400" is taken for a number: the tokens do not tell them apart.
+    200 men" and "1, 2" stay as they are. A list such as "3, 400" is taken for a number: its tokens are the same.
     """
     for pattern, joined in _DIGIT_GAPS:
         text = pattern.sub(joined, text)

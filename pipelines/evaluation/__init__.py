@@ -1,0 +1,1 @@
+"""Measuring a pipeline: questions, scores, intervals, and runs that survive being killed."""
