@@ -122,7 +122,10 @@ def _parent_file(path: Path, parent: Any, line: str) -> Path:
     if not isinstance(parent, str):
         raise ConfigError(f"{line}: extends names one file, got {parent!r}")
     target = path.parent / parent
-    found = target if target.is_file() else _packaged(parent)
+    try:
+        found = target if target.is_file() else _packaged(parent)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{line}: extends {str(parent)[:200]!r}: {error.args[-1]}") from error
     if found is None:
         raise ConfigError(
             f"{line}: extends {str(parent)!r}, but there is no file {target} and no packaged config of this name"

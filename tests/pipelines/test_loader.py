@@ -1,4 +1,4 @@
-"""How a config file is read: every trap of YAML, parents, overrides and environment variables, each with its message."""
+"""How a config file is read: every trap of YAML, parents, overrides and environment, each with its message."""
 
 from __future__ import annotations
 
@@ -263,6 +263,7 @@ def test_a_circle_a_missing_parent_and_a_long_chain(tmp_path: Path) -> None:
     assert "extends itself through a.yaml -> b.yaml -> a.yaml" in fault(tmp_path / "a.yaml")
     path = write(tmp_path, "kind: retrieval\nextends: nowhere.yaml\n")
     assert f"{path}:2: extends 'nowhere.yaml', but there is no file" in fault(path)
+    assert "File name too long" in fault(write(tmp_path, f"extends: {'x' * 300}\n"))
     assert "extends names one file, got 5" in fault(write(tmp_path, "extends: 5\n"))
     assert "extends names one file" in fault(write(tmp_path, "extends: [a.yaml]\n"))
     for i in range(12):
