@@ -1,4 +1,4 @@
-"""Import from and export to peft, compared with peft itself: the same file must give the same logits on unpadded input."""
+"""Import from and export to peft, compared with peft itself: one file, equal logits on unpadded input."""
 
 import json
 from pathlib import Path
@@ -147,7 +147,7 @@ def test_pickled_weights_are_never_read(exported: Path) -> None:
 
 
 def test_padding_changes_nothing_here() -> None:
-    """What peft gets wrong on left-padded input: soft tokens stand before the padding there, here they touch the text."""
+    """In peft soft tokens stand before left padding; here they touch the text on either side."""
     lm, prompt = toy_lm(), random_prompt()
     short, long = [prompt.place([Tokens.of(ids)]) for ids in ([5, 6], [7, 8, 9, 10, PAD])]
     with torch.no_grad():

@@ -1,0 +1,178 @@
+"""The promise, over every method and every LM: nothing that is trained, evaluated or served around the LM changes it.
+
+A new method adds one entry to `METHODS`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from frozenlm.checkpoint import load_module
+from frozenlm.lm import FrozenLM
+from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
+from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.rows import Row, Tokens
+from frozenlm.train_settings import TrainSettings
+from frozenlm.training import fit
+from tests.toys import toy_lm, toy_model
+
+LMS = ("gpt2", "opt", "llama", "t5", "bart")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is made, trained and used. keys: exactly what its checkpoint holds; kind: what it is saved as."""
+
+    name: str
+    kind: str
+    keys: frozenset[str]
+    make: Callable[[FrozenLM], Any]
+    loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]]
+    row: Callable[[Any, Row], Row]
+
+
+METHODS = (
+    Method(
+        "prefix_prompt",
+        "soft_prompt",
+        frozenset({"vectors"}),
+        lambda lm: SoftPrompt.create(lm, 3, position="prefix"),
+        prompt_loss,
+        SoftPrompt.place,
+    ),
+    Method(
+        "suffix_prompt",
+        "soft_prompt",
+        frozenset({"vectors"}),
+        lambda lm: SoftPrompt.create(lm, 3, position="suffix"),
+        prompt_loss,
+        SoftPrompt.place,
+    ),
+)
+
+EXAMPLES = [Example.of(range(5, 10 + k), [40 + k, 41]) for k in range(6)]
+TEXT = tuple(range(20, 32))
+SETTINGS = TrainSettings(steps=4, batch_size=4, gradient_accumulation=2, eval_every=2, learning_rate=0.05)
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+every_lm = pytest.mark.parametrize("lm_name", LMS)
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """All that must stay: every bit of weights and buffers, classes, configs, hooks, flags, overridden methods."""
+    digest = hashlib.sha256()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad} {tensor.grad}".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+    return {
+        "weights": digest.hexdigest(),
+        "config": model.config.to_json_string(),
+        "generation_config": model.generation_config.to_json_string(),
+        "modules": {
+            name: (type(part), part.training, "forward" in vars(part), *(len(getattr(part, hook)) for hook in hooks))
+            for name, part in model.named_modules()
+        },
+        "tensor_hooks": [name for name, p in model.named_parameters() if p._backward_hooks],
+        "attention": model.config._attn_implementation,
+    }
+
+
+def logits(model: Any) -> Tensor:
+    """Of the plain transformers model, called as transformers is called."""
+    more = {"decoder_input_ids": torch.tensor([TEXT[:4]])} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([TEXT]), **more).logits[0]
+
+
+def logits_with_the_module_off(lm: FrozenLM) -> Tensor:
+    decoder_rows = [[Tokens(TEXT[:4])]] if lm.kind == "encoder-decoder" else None
+    with torch.no_grad():
+        return lm.forward([[Tokens(TEXT)]], decoder_rows=decoder_rows).logits[0]
+
+
+def train(method: Method, lm: FrozenLM, module: nn.Module, out: Path, loss: Any = None) -> None:
+    fit(
+        module,
+        examples=EXAMPLES,
+        loss=loss or (lambda examples: method.loss(lm, module, examples)),
+        evaluate=lambda: -sum(float(method.loss(lm, module, [example])[0]) for example in EXAMPLES),
+        out=out,
+        settings=SETTINGS,
+        lm=lm,
+        progress=False,
+    )
+
+
+@every_lm
+@every_method
+def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, method: Method, lm_name: str) -> None:
+    lm = toy_lm(lm_name)
+    before, plain = state_of(lm.model), logits(toy_model(lm_name))
+    module = method.make(lm)
+    start = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    train(method, lm, module, tmp_path)
+    mean_loss(lm, module, EXAMPLES)
+    rows = [method.row(module, [Tokens.of(example.context)]) for example in EXAMPLES]
+    lm.generate(rows, max_new_tokens=4)
+    lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
+    lm.score(rows, [list(example.answer) for example in EXAMPLES])
+
+    assert state_of(lm.model) == before
+    assert str(lm.verify()).startswith("LM weights changed: 0 of ")
+    lm.assert_unchanged()
+    assert torch.equal(logits(lm.model), plain)
+    assert torch.equal(logits_with_the_module_off(lm), plain)
+    assert [name for name, p in module.named_parameters() if torch.equal(p, start[name])] == []
+
+
+@every_lm
+@every_method
+def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method: Method, lm_name: str) -> None:
+    lm = toy_lm(lm_name)
+    before, plain, calls = state_of(lm.model), logits(toy_model(lm_name)), []
+    module = method.make(lm)
+
+    def loss(examples: Sequence[Example]) -> tuple[Tensor, int]:
+        calls.append(examples)
+        if len(calls) == 4:  # the second half of the second step, after a backward pass
+            raise RuntimeError("out of memory")
+        return method.loss(lm, module, examples)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(method, lm, module, tmp_path, loss)
+    assert state_of(lm.model) == before
+    assert torch.equal(logits_with_the_module_off(lm), plain)
+
+
+@every_lm
+@every_method
+def test_module_never_reaches_the_lm(tmp_path: Path, method: Method, lm_name: str) -> None:
+    lm = toy_lm(lm_name)
+    before = state_of(lm.model)
+    module = method.make(lm)
+    theirs = {tensor.data_ptr() for tensor in lm.model.state_dict().values()}
+    ours = [*module.parameters(), *module.buffers(), *module.state_dict().values()]
+    assert not theirs & {tensor.data_ptr() for tensor in ours}
+    assert set(module.state_dict()) == method.keys
+    module.train().to(torch.float64).requires_grad_(True)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    assert state_of(lm.model) == before
+
+
+@every_method
+def test_checkpoint_holds_the_module_and_nothing_else(tmp_path: Path, method: Method) -> None:
+    lm = toy_lm()
+    module = method.make(lm)
+    module.save(tmp_path, lm)
+    tensors, _ = load_module(tmp_path, kind=method.kind, lm_fingerprint=lm.fingerprint)
+    assert set(tensors) == method.keys
+    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in module.parameters())
