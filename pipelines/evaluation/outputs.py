@@ -3,6 +3,7 @@
     run.json                  what is being measured; a folder takes rows of one such measurement only
     predictions.jsonl         one row a question, in the questions' order
     retrieval.partial.jsonl   passages so far; becomes retrieval.trec and retrieval.json (DPR's form) at the end
+    checksums.json            SHA-256 of every other file, for `frozenlm verify`
     metrics.json              written last: a folder without it is unfinished
 
 A row is on disk (fsync) before the next chunk begins; passages are written before the row that counts them. A torn last
@@ -12,6 +13,7 @@ line is cut off.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, retrieval_errors
-from retrievers.files import clear_write_errors, write_bytes, written_whole
+from retrievers.files import clear_write_errors, sha256_file, sha256_json, write_bytes, written_whole
 
 Row = dict[str, Any]
 RUN, PREDICTIONS, PARTIAL, METRICS = "run.json", "predictions.jsonl", "retrieval.partial.jsonl", "metrics.json"
 RETRIEVAL_JSON, RETRIEVAL_TREC = "retrieval.json", "retrieval.trec"
+CHECKSUMS = "checksums.json"
 
 
 class ResultFolder:
@@ -70,7 +73,7 @@ class ResultFolder:
         """
         if restart:
             with self._writing(self.path):
-                for name in (METRICS, PREDICTIONS, PARTIAL, RETRIEVAL_JSON, RETRIEVAL_TREC, RUN):
+                for name in (METRICS, CHECKSUMS, PREDICTIONS, PARTIAL, RETRIEVAL_JSON, RETRIEVAL_TREC, RUN):
                     (self.path / name).unlink(missing_ok=True)
         if not (self.path / RUN).exists():
             if (self.path / PREDICTIONS).exists():
@@ -136,14 +139,18 @@ class ResultFolder:
             with self._writing(self.path):
                 _write_lines(self.path / RETRIEVAL_TREC, _trec_lines(partial))
                 _write_lines(self.path / RETRIEVAL_JSON, _json_list(partial))
+        with self._writing(self.path):
+            written = (RUN, PREDICTIONS, RETRIEVAL_TREC, RETRIEVAL_JSON)
+            hashes = {name: sha256_file(self.path / name) for name in written if (self.path / name).exists()}
+        hashes[METRICS] = hashlib.sha256(_json_bytes(metrics)).hexdigest()
+        self._write_json(CHECKSUMS, {"files": hashes, "sha256": sha256_json(hashes)})
         self._write_json(METRICS, metrics)
         with self._writing(self.path):
             partial.path.unlink(missing_ok=True)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
         with retrieval_errors():
-            write_bytes(self.path / name, text.encode("utf-8", "backslashreplace"))
+            write_bytes(self.path / name, _json_bytes(value))
 
     @contextmanager
     def _writing(self, target: Path) -> Iterator[None]:
@@ -229,6 +236,11 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with written_whole(path) as stream:
         for line in lines:
             stream.write(line.encode("utf-8", "backslashreplace"))
+
+
+def _json_bytes(value: Mapping[str, Any]) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _read_object(path: Path) -> Row:
