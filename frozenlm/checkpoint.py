@@ -126,7 +126,6 @@ def save_module(
         "lm_fingerprint": lm_fingerprint,
         "config": dict(config),
         "file": {"name": name, "sha256": digest, "bytes": len(data)},
-        "max_magnitude": max_magnitude,
     }
     body["checksum"] = _checksum(body, folder / MODULE_FILE)
     atomic_write_bytes(folder / name, data)
@@ -142,6 +141,7 @@ def load_module(
     kind: str,
     lm_fingerprint: str | None = None,
     allow_other_lm: bool = False,
+    max_magnitude: float | None = MAX_MAGNITUDE,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Load what `save_module` wrote, after checking all of it.
 
@@ -150,6 +150,7 @@ def load_module(
         kind: must be the saved kind.
         lm_fingerprint: the LM at hand; None skips the comparison.
         allow_other_lm: load a module that was trained for another LM (at one's own risk).
+        max_magnitude: the largest absolute value allowed; None for no cap.
 
     Returns:
         (tensors by name, on the CPU; the settings).
@@ -167,10 +168,10 @@ def load_module(
             f"{folder} was trained for another LM: its LM fingerprint is {saved[:16]}..., this LM's is "
             f"{lm_fingerprint[:16]}...; load the LM it was trained for, train it again, or pass allow_other_lm=True"
         )
-    return _read_tensors(folder, body), body["config"]
+    return _read_tensors(folder, body, max_magnitude), body["config"]
 
 
-def verify_module(folder: Path | str) -> ModuleInfo:
+def verify_module(folder: Path | str, *, max_magnitude: float | None = MAX_MAGNITUDE) -> ModuleInfo:
     """Check a saved module without using it.
 
     Raises:
@@ -178,7 +179,7 @@ def verify_module(folder: Path | str) -> ModuleInfo:
     """
     folder = Path(folder)
     body = _read_body(folder)
-    tensors = _read_tensors(folder, body)
+    tensors = _read_tensors(folder, body, max_magnitude)
     return ModuleInfo(
         kind=body["kind"],
         lm_fingerprint=body["lm_fingerprint"],
@@ -237,7 +238,6 @@ def _read_body(folder: Path) -> dict[str, Any]:
         isinstance(body.get("kind"), str)
         and isinstance(body.get("config"), dict)
         and (saved is None or isinstance(saved, str))
-        and isinstance(body.get("max_magnitude"), float | int | None)
         and isinstance(file, dict)
         and all(isinstance(file.get(key), kind) for key, kind in (("name", str), ("sha256", str), ("bytes", int)))
     )
@@ -246,7 +246,7 @@ def _read_body(folder: Path) -> dict[str, Any]:
     return body
 
 
-def _read_tensors(folder: Path, body: Mapping[str, Any]) -> dict[str, Tensor]:
+def _read_tensors(folder: Path, body: Mapping[str, Any], max_magnitude: float | None) -> dict[str, Tensor]:
     name = body["file"]["name"]
     if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
@@ -260,7 +260,7 @@ def _read_tensors(folder: Path, body: Mapping[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {MODULE_FILE}")
     tensors = parse_safetensors(data, path)
     for key, tensor in tensors.items():
-        _check_values(path, key, tensor, body["max_magnitude"])
+        _check_values(path, key, tensor, max_magnitude)
     return tensors
 
 

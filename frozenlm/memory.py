@@ -164,7 +164,7 @@ class Memory:
         Raises:
             CheckpointError: damaged, or read by another LM.
         """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm_fingerprint)
+        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm_fingerprint, max_magnitude=None)
         layers = range(int(config["layers"]))
         return cls(
             tuple(tensors[f"layers.{i}.keys"] for i in layers),

@@ -46,7 +46,9 @@ def check_logits(lm: "FrozenLM") -> None:
 
 
 def _compare(lm: "FrozenLM", ours: Tensor, theirs: Tensor) -> None:
-    tolerance = (1e-3 if lm.dtype == torch.float32 else 0.1) * max(1.0, float(theirs.float().abs().max()))
+    tolerance = (0.1 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-3) * max(
+        1.0, float(theirs.float().abs().max())
+    )
     difference = float((ours.float() - theirs.float()).abs().max())
     if not difference <= tolerance:
         raise ConfigError(
