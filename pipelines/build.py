@@ -7,26 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
-from pipelines.assets import model_path
+from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import CheckpointError, ConfigError, IndexMismatchError, retrieval_errors
+from pipelines.evaluation.questions import read_questions
+from pipelines.index_progress import index_progress
+from pipelines.limits import MAX_QUESTION_CHARACTERS
 from pipelines.plugins import resolve_retriever
-from retrievers.corpus import corpus_fingerprint, read_corpus
+from retrievers.corpus import estimate_passages
 from retrievers.files import sha256_json
 from retrievers.types import Reranker, Retriever
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from frozenlm.lm import FrozenLM
     from frozenlm.prompts.soft_prompt import SoftPrompt
-    from retrievers.types import Passage
 
 Log = Callable[[str], None]
-
-
-def corpus(block: c.Corpus) -> Iterator[Passage]:
-    """The passages of a corpus block, streamed."""
-    return read_corpus(block.path, format=block.format, limit=block.limit)
 
 
 def module_folder(config: c.Job, name: str) -> Path:
@@ -35,62 +30,79 @@ def module_folder(config: c.Job, name: str) -> Path:
 
 
 def index_folder(config: c.Retrieval, member: c.BM25 | c.Dense) -> Path:
-    """Where the index of one retriever lies: another setting or another corpus is another folder, so nothing is overwritten."""
-    if config.corpus is None:
-        raise ConfigError(f"a retriever of kind {member.kind} needs a corpus block")
+    """Where the index of one retriever lies: another setting or another corpus is another folder, so nothing is
+    overwritten."""
+    corpus = _corpus(config, member)
     settings = member.model_dump(mode="json", by_alias=True)
     if isinstance(member, c.Dense):
         settings["encoder"] = {k: v for k, v in settings["encoder"].items() if k not in ("batch_tokens", "device")}
-    with retrieval_errors():
-        corpus_hash = corpus_fingerprint(config.corpus.path)
-    key = sha256_json({"retriever": settings, "corpus": corpus_hash, "limit": config.corpus.limit})
+    key = sha256_json({"retriever": settings, "corpus": corpus_sha256(corpus.path), "limit": corpus.limit})
     return config.workspace_path / "index" / f"{member.kind}-{key[:12]}"
 
 
 def encoder(block: c.Encoder) -> Any:
     """The encoder of a dense retriever."""
-    from retrievers import encoders
+    from retrievers import dpr, encoders
 
-    common = {"batch_tokens": block.batch_tokens, "dtype": block.dtype, "device": block.device}
-    common |= {"max_length": block.max_length, "revision": block.revision}
+    common: dict[str, Any] = block.model_dump(include={"batch_tokens", "dtype", "device", "max_length", "revision"})
     if block.kind == "dpr":
-        return encoders.DPREncoder(
-            question_model=model_path(str(block.question_model)), passage_model=model_path(block.model), **common
-        )
-    kinds = {"sentence_transformers": encoders.SentenceTransformerEncoder, "spider": encoders.SpiderEncoder}
-    return kinds[block.kind](model_path(block.model), **common)
+        return dpr.DPREncoder(str(block.question_model), block.model, **common)
+    if block.kind == "spider":
+        return dpr.SpiderEncoder(block.model, **common)
+    return encoders.SentenceTransformerEncoder(block.model, **common)
 
 
 def build_index(config: c.Retrieval, member: c.BM25 | c.Dense, *, rebuild: bool, log: Log) -> Path:
     """Build one index unless it is there already; an interrupted build goes on where it stopped."""
-    from retrievers.bm25 import BM25Retriever
-
     folder = index_folder(config, member)
     if folder.exists() and not rebuild:
         log(f"{member.kind}: index is there already: {folder}")
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    assert_corpus = config.corpus
-    if assert_corpus is None:
-        raise ConfigError(f"a retriever of kind {member.kind} needs a corpus block")
-    passages = corpus(assert_corpus)
-    with retrieval_errors():
+    corpus = _corpus(config, member)
+    with retrieval_errors(), index_progress(member.kind) as progress:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        expected = corpus.limit or estimate_passages(corpus.path, corpus.format)
         if isinstance(member, c.BM25):
-            options = member.model_dump(exclude={"kind"})
-            BM25Retriever.build(passages, folder, **options, overwrite=rebuild, log=log)
+            from retrievers.analysis import Analyzer
+            from retrievers.bm25 import BM25Retriever
+
+            stopwords = member.stopwords if isinstance(member.stopwords, str) else tuple(member.stopwords)
+            BM25Retriever.build(
+                passages(corpus),
+                folder,
+                analyzer=Analyzer(stemmer=member.stemmer, stopwords=stopwords),
+                fields=member.fields,
+                k1=member.k1,
+                b=member.b,
+                method=member.method,
+                backend=member.backend,
+                expected_passages=expected,
+                overwrite=rebuild,
+                log=log,
+                progress=lambda stage, done, total: progress(stage, done, total or expected),
+            )
         else:
             from retrievers.dense import DenseRetriever
 
-            DenseRetriever.build(
-                passages,
+            report = DenseRetriever.build(
+                passages(corpus),
                 folder,
                 encoder(member.encoder),
                 index=member.index,
                 dtype=member.storage,
+                expected=expected,
                 overwrite=rebuild,
                 log=log,
+                progress=lambda done: progress("encode", done, expected),
             )
+            log(str(report))
     return folder
+
+
+def _corpus(config: c.Retrieval, member: Any) -> c.Corpus:
+    if config.corpus is None:
+        raise ConfigError(f"a retriever of kind {member.kind} needs a corpus block")
+    return config.corpus
 
 
 def indexed_members(retriever: Any) -> list[c.BM25 | c.Dense]:
@@ -120,22 +132,9 @@ def _open(config: c.Retrieval, block: Any, *, allow_import: bool, log: Log) -> R
     if isinstance(block, c.Custom):
         return resolve_retriever(block.kind, block.params, allow_import=allow_import)
     if isinstance(block, c.Hybrid):
-        from retrievers.hybrid import HybridRetriever
-
-        members = {name: _open(config, m, allow_import=allow_import, log=log) for name, m in block.members.items()}
-        return HybridRetriever(
-            members,
-            rule=block.rule,
-            lambda_=block.lam,
-            weights=block.weights or None,
-            depth=block.depth,
-            rrf_k=block.rrf_k,
-        )
+        return _hybrid(config, block, allow_import=allow_import, log=log)
     if isinstance(block, c.Precomputed):
-        from retrievers.runs import PrecomputedRetriever
-
-        passages = corpus(config.corpus) if block.format == "trec" and config.corpus is not None else None
-        return PrecomputedRetriever.open(block.file, format=block.format, passages=passages)
+        return _precomputed(config, block)
     folder = index_folder(config, block)
     if not folder.exists():
         if config.build_index == "command":
@@ -147,10 +146,40 @@ def _open(config: c.Retrieval, block: Any, *, allow_import: bool, log: Log) -> R
     if isinstance(block, c.BM25):
         from retrievers.bm25 import BM25Retriever
 
-        return BM25Retriever.open(folder)
+        return BM25Retriever.open(folder, max_query_characters=MAX_QUESTION_CHARACTERS)
     from retrievers.dense import DenseRetriever
 
     return DenseRetriever.open(folder, encoder(block.encoder))
+
+
+def _hybrid(config: c.Retrieval, block: c.Hybrid, *, allow_import: bool, log: Log) -> Retriever:
+    from retrievers.hybrid import HybridRetriever
+
+    members = {name: _open(config, m, allow_import=allow_import, log=log) for name, m in block.members.items()}
+    if block.rule == "spider":
+        # dense + lambda * bm25: the first member weighs 1, the second lambda
+        pair = {name: members[name] for name in ("dense", "bm25")}
+        return HybridRetriever(pair, rule="spider", lambda_=block.lam, depth=block.depth)
+    weights = {name: block.weights.get(name, 1.0) for name in members}
+    return HybridRetriever(members, rule="rrf", weights=weights, depth=block.depth, rrf_k=block.rrf_k)
+
+
+def _precomputed(config: c.Retrieval, block: c.Precomputed) -> Retriever:
+    from retrievers.passages import PassageStore, write_passages
+    from retrievers.runs import PrecomputedRetriever
+
+    if block.format == "dpr" or block.questions is None:
+        return PrecomputedRetriever.from_dpr_json(block.file)
+    corpus = _corpus(config, block)
+    key = sha256_json({"corpus": corpus_sha256(corpus.path), "limit": corpus.limit})
+    folder = config.workspace_path / "index" / f"passages-{key[:12]}"
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        write_passages(passages(corpus), folder).close()
+    texts = {question.id: question.text for question in read_questions(block.questions)}
+    return PrecomputedRetriever.from_trec_run(
+        block.file, questions=texts, passages=PassageStore(folder), corpus_fingerprint=key
+    )
 
 
 def reranker(config: c.RerankerJob | c.FrozenReader, lm: Callable[[], FrozenLM]) -> Reranker | None:
@@ -167,16 +196,19 @@ def reranker(config: c.RerankerJob | c.FrozenReader, lm: Callable[[], FrozenLM])
             from retrievers.likelihood import LikelihoodReranker
 
             model = lm()
-            return LikelihoodReranker(model, prompt=block.prompt, per_token=block.per_token, fits=_fits(model))
+            count = (lambda text: len(model.encode(text))) if block.per_token else None
+            return LikelihoodReranker(
+                model, prompt=block.prompt, continuation=block.continuation, count_tokens=count, fits=_fits(model)
+            )
         from retrievers.rerank import CrossEncoderReranker
 
-        folder = model_path(block.model)
+        folder = block.model
         if block.checkpoint is not None:
             trained = module_folder(config, block.checkpoint)
             if not trained.is_dir():
                 raise CheckpointError(
-                    f"no trained re-ranker at {trained}; run `frozenlm train` on the re-ranker's config from this directory, "
-                    "or set reranker.checkpoint=null to use reranker.model as it is"
+                    f"no trained re-ranker at {trained}; run `frozenlm train` on the re-ranker's config from this "
+                    "directory, or set reranker.checkpoint=null to use reranker.model as it is"
                 )
             folder = str(trained)
         return CrossEncoderReranker(
@@ -202,12 +234,13 @@ def frozen_lm(block: c.LM) -> FrozenLM:
     from frozenlm.lm import FrozenLM
 
     return FrozenLM.load(
-        model_path(block.model), revision=block.revision, dtype=block.dtype, device=block.device, window=block.window
+        block.model, revision=block.revision, dtype=block.dtype, device=block.device, window=block.window
     )
 
 
 def trained_prompt(config: c.FrozenReader | c.ClosedBook, lm: FrozenLM) -> SoftPrompt | None:
-    """The learned prompt of a config, or None where none is asked for, or none is trained and the config then reads zero-shot.
+    """The learned prompt of a config, or None where none is asked for, or none is trained and the config then reads
+    zero-shot.
 
     Raises:
         CheckpointError: not trained yet and `missing: error`; damaged; trained for another LM.
@@ -220,7 +253,8 @@ def trained_prompt(config: c.FrozenReader | c.ClosedBook, lm: FrozenLM) -> SoftP
         if block.missing == "zero_shot":
             return None
         raise CheckpointError(
-            f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set prompt=null for zero-shot"
+            f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set prompt=null to "
+            "read zero-shot"
         )
     from frozenlm.prompts.soft_prompt import SoftPrompt
 

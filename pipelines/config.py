@@ -104,7 +104,8 @@ class BM25(Block):
     kind: Literal["bm25"]
     k1: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.9
     b: Share = 0.4
-    method: Literal["lucene", "robertson", "atire", "bm25+", "bm25l"] = "lucene"
+    method: Literal["lucene", "robertson", "atire", "bm25+", "bm25l", "okapi"] | None = None
+    fields: Literal["title_text", "text"] = "title_text"
     stemmer: Literal["porter", "english"] | None = "porter"
     stopwords: Literal["lucene", "none"] | list[str] = "lucene"
     backend: Literal["bm25s", "rank_bm25"] = "bm25s"
@@ -146,6 +147,15 @@ class Precomputed(Block):
     kind: Literal["precomputed"]
     file: LocalPath
     format: Literal["dpr", "trec"] = "dpr"
+    questions: Questions | None = None
+
+    @model_validator(mode="after")
+    def _a_run_needs_its_questions(self) -> Self:
+        if self.format == "trec" and self.questions is None:
+            raise ValueError(
+                "a TREC run names questions by id only; give the block questions, with the file that has their texts"
+            )
+        return self
 
 
 class Hybrid(Block):
@@ -225,7 +235,8 @@ class LMLikelihood(Block):
     """UPR (arXiv 2204.07496): passages ranked by the frozen LM's log p(question | passage)."""
 
     kind: Literal["lm_likelihood"]
-    prompt: str = "title : {title} text : {text} question :"
+    prompt: str = "text : {passage} question :"
+    continuation: str = " {question}"
     per_token: bool = True
 
 

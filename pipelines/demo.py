@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -114,5 +113,3 @@ def _table(results: dict[str, dict[str, Any]]) -> Table:
 def _fingerprint(results: dict[str, dict[str, Any]]) -> str:
     seen = {metrics["lm_fingerprint"][:16] for metrics in results.values()}
     return json.dumps(sorted(seen)) if len(seen) > 1 else seen.pop()
-
-

@@ -1,6 +1,7 @@
 """One root for the user of a pipeline: everything that a pipeline raises is a `FrozenLMError`.
 
-The pillars never import each other, so the retrieval errors have a root of their own. Where the roof calls into `retrievers` it does
+The pillars never import each other, so the retrieval errors have a root of their own. Where the roof calls into
+`retrievers` it does
 so inside `retrieval_errors()`, which raises the same error again as a class that is both.
 """
 
@@ -46,7 +47,8 @@ _AS_SEEN_HERE: dict[type[_retrieval.RetrievalError], type[FrozenLMError]] = {
 
 @contextmanager
 def retrieval_errors() -> Iterator[None]:
-    """Raise an error of the retrieval pillar as the `FrozenLMError` of the same name; the original stays as its cause."""
+    """Raise an error of the retrieval pillar as the `FrozenLMError` of the same name; the original stays as its
+    cause."""
     try:
         yield
     except FrozenLMError:

@@ -1,4 +1,5 @@
-"""`Pipeline`: a config made runnable. Questions in, answers with their sources out; nothing is loaded before it is needed."""
+"""`Pipeline`: a config made runnable. Questions in, answers with their sources out; nothing is loaded before it is
+needed."""
 
 from __future__ import annotations
 
@@ -10,12 +11,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from pipelines import stages
 from pipelines.answer import Answer
-from pipelines.build import corpus
 from pipelines.components import Components
 from pipelines.config import ClosedBook, FrozenReader, Job, Retrieval
+from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
-from retrievers.corpus import corpus_fingerprint
 from retrievers.types import Hit
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 class Pipeline:
     """One runnable job. Make it with `Pipeline.from_config`.
 
-    A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; `retrieval` and `reranker`
-    stop at the passages (their answers have no text). Answers do not depend on how questions are batched, up to floating point.
+    A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; `retrieval` and
+    `reranker`
+    stop at the passages (their answers have no text). Answers do not depend on how questions are batched, up to
+    floating point.
     """
 
     def __init__(self, config: Any, parts: Components) -> None:
@@ -47,7 +49,8 @@ class Pipeline:
         """A pipeline from a config. Nothing is read but the config itself: models and indexes load on first use.
 
         Args:
-            source: path of a YAML file, name of a packaged config such as "frozen_reader.yaml", a mapping, or a config object.
+            source: path of a YAML file, name of a packaged config such as "frozen_reader.yaml", a mapping, or a
+            config object.
             overrides: settings such as "retriever.members.bm25.k1=1.2".
             allow_import: let the config name a retriever as `module:Class`. A config file alone can never import code.
             log: told what is done on the user's behalf.
@@ -60,7 +63,7 @@ class Pipeline:
         return cls(config, Components(config, components, allow_import=allow_import, log=log))
 
     @overload
-    def __call__(self, questions: str) -> Answer: ...
+    def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]
     @overload
     def __call__(self, questions: Sequence[str]) -> list[Answer]: ...
     def __call__(self, questions: str | Sequence[str]) -> Answer | list[Answer]:
@@ -91,7 +94,7 @@ class Pipeline:
         if retrieves and hits is None:
             found = clock("retrieve", lambda: stages.retrieve(self.parts, questions, self.config.retrieve_k))
         ranked = found
-        if retrieves and getattr(self.config, "reranker", None) is not None or "reranker" in self.parts.given:
+        if (retrieves and getattr(self.config, "reranker", None) is not None) or "reranker" in self.parts.given:
             ranked = clock("rerank", lambda: stages.rerank(self.parts, questions, found))
         if not reads:
             return [
@@ -133,7 +136,7 @@ class Pipeline:
         if not wanted:
             raise ConfigError("these questions name no gold passages; give qrels with them (questions.qrels)")
         with retrieval_errors():
-            texts = {p.id: p for p in corpus(block) if p.id in wanted}
+            texts = {p.id: p for p in passages(block) if p.id in wanted}
         if missing := sorted(wanted - set(texts)):
             raise ConfigError(f"{len(missing)} gold passages are not in {block.path}, the first is {missing[0]!r}")
         return [
@@ -147,7 +150,7 @@ class Pipeline:
         if isinstance(self.config, Retrieval):
             path = self.parts.corpus_path()
             with retrieval_errors():
-                facts["corpus_sha256"] = corpus_fingerprint(path) if path is not None else None
+                facts["corpus_sha256"] = corpus_sha256(path) if path is not None else None
                 facts["index_fingerprint"] = _fingerprint(self.parts.retriever)
                 facts["reranker_fingerprint"] = (
                     _fingerprint(self.parts.reranker) if hasattr(self.config, "reranker") else None

@@ -1,4 +1,5 @@
-"""The four stages of a frozen reader (arXiv 2204.10019, section 3): retrieve, re-rank, pack, read. Each is one function over a batch."""
+"""The four stages of a frozen reader (arXiv 2204.10019, section 3): retrieve, re-rank, pack, read. Each is one
+function over a batch."""
 
 from __future__ import annotations
 
@@ -8,15 +9,14 @@ from typing import TYPE_CHECKING
 from pipelines.components import Components
 from pipelines.config import ClosedBook, FrozenReader
 from pipelines.errors import ConfigError, retrieval_errors
+from pipelines.limits import MAX_QUESTION_CHARACTERS
 from pipelines.packing import Packed, pack
 from pipelines.surface import clean
-from retrievers.check import check_hits
+from retrievers.check import check_hits, check_reranked
 from retrievers.types import Hit
 
 if TYPE_CHECKING:
     from frozenlm.rows import Row
-
-MAX_QUESTION_CHARACTERS = 100_000
 
 
 def check_questions(questions: Sequence[str]) -> None:
@@ -32,7 +32,7 @@ def check_questions(questions: Sequence[str]) -> None:
             raise ConfigError(f"question {i} is empty; ask something")
         if len(question) > MAX_QUESTION_CHARACTERS:
             raise ConfigError(
-                f"question {i} has {len(question):,} characters, at most {MAX_QUESTION_CHARACTERS:,} are taken; shorten it"
+                f"question {i} has {len(question):,} characters, at most {MAX_QUESTION_CHARACTERS:,} are taken"
             )
 
 
@@ -45,15 +45,17 @@ def retrieve(parts: Components, questions: Sequence[str], k: int) -> list[list[H
 
 
 def rerank(parts: Components, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Hit]]:
-    """The re-ranker's order of the first `rerank_depth` hits, cut to `rerank_k`; without a re-ranker the hits as they are."""
+    """The re-ranker's order of the first `rerank_depth` hits, cut to `rerank_k`; without a re-ranker the hits as they
+    are."""
     ranker = parts.reranker
     if ranker is None:
         return [list(ranked) for ranked in hits]
     config = parts.config
+    depth, k = getattr(config, "rerank_depth", 100), getattr(config, "rerank_k", None)
+    offered = [list(found[:depth]) for found in hits]
     with retrieval_errors():
-        ranked = ranker.rerank(
-            list(questions), [list(h[: config.rerank_depth]) for h in hits], config.rerank_k or config.rerank_depth
-        )
+        ranked = ranker.rerank(list(questions), offered, k or depth)
+        check_reranked(type(ranker).__name__, questions, offered, ranked, k or depth)
     return [list(r) for r in ranked]
 
 

@@ -1,7 +1,7 @@
-"""`frozenlm verify`: is anything that frozenlm wrote damaged? Indexes, modules, evaluations, training states, workspaces.
+"""`frozenlm verify`: is anything that frozenlm wrote damaged? Index, module, evaluation, training state, workspace.
 
-What a folder holds is told by its marker file. An index or evaluation is checked against its SHA-256 list, a module and a
-training state against their own digest. Files without a checksum of ours are only read through; the finding says so.
+What a folder holds is told by its marker file. An index or evaluation is checked against its SHA-256 list, a module or
+training state against its own digest. Files without a checksum of ours are only read through; the finding says so.
 """
 
 from __future__ import annotations

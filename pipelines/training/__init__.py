@@ -12,7 +12,8 @@ __all__ = ["train"]
 
 
 def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
-    """Train what the config is about: a reader's soft prompt, or a re-ranker. Interrupted runs go on where they stopped.
+    """Train what the config is about: a reader's soft prompt, or a re-ranker. Interrupted runs go on where they
+    stopped.
 
     Args:
         config: a validated config with a `training` block.
@@ -20,7 +21,8 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
         log: told what happens, one line at a time.
 
     Returns:
-        A summary: `module` (folder), `steps`, `best_step`, `best_score`, `examples`, `lm_weights_changed` and more by kind.
+        A summary: `module` (folder), `steps`, `best_step`, `best_score`, `examples`, `lm_weights_changed` and more by
+        kind.
 
     Raises:
         ConfigError: nothing to train in this config.

@@ -1,6 +1,7 @@
 """Trains a reader's soft prompt on contexts packed exactly as at question time (arXiv 2204.10019, section 3).
 
-Our choice, where the paper is silent: the target is the gold answer that the packed context holds, questions whose context holds none are
+Our choice, where the paper is silent: the target is the gold answer that the packed context holds, questions whose
+context holds none are
 skipped, and the best step is the one with the highest log-probability a token of the dev answers.
 """
 
@@ -13,9 +14,9 @@ from typing import Any
 
 import torch
 
-from frozenlm.lm_tasks import ContextCache, Example, prompt_loss
+from frozenlm.context_cache import ContextCache
+from frozenlm.lm_tasks import Example, mean_loss, prompt_loss, reads_context_once
 from frozenlm.prompts.soft_prompt import SoftPrompt
-from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
 from pipelines import config as c
 from pipelines import stages
@@ -54,36 +55,33 @@ def train_prompt(config: c.FrozenReader | c.ClosedBook, *, restart: bool, log: L
             f"none of {len(train_questions)} training questions has its answer in the packed context; nothing to learn"
         )
     log(
-        f"{len(examples)} training examples ({skipped} skipped: no answer in context), {len(dev)} dev ({dev_skipped} skipped)"
+        f"{len(examples)} training examples, {skipped} questions skipped (no answer in their context); "
+        f"{len(dev)} dev examples, {dev_skipped} skipped"
     )
     prompt = SoftPrompt.create(
         lm, block.length, init=initializer(block.init), position=block.position, seed=config.seed
     )
     folder = module_folder(config, block.name)
     run = folder.parent / f"{block.name}.run"
-    cache = ContextCache(
-        lm, kind=training.context_cache if block.position == "suffix" else "off", byte_budget=training.context_cache_bytes,
-        folder=config.workspace_path / "cache" / "contexts",
-    )  # fmt: skip
+    cache = None
+    if reads_context_once(lm, prompt):
+        contexts = config.workspace_path / "cache" / "contexts"
+        cache = ContextCache(lm, kind=training.context_cache, byte_budget=training.context_cache_bytes, folder=contexts)
 
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
-        return prompt_loss(lm, prompt, batch, cache=cache)
+        return prompt_loss(lm, prompt, batch, cache)
 
     def dev_score() -> float:
-        total, units = 0.0, 0
-        for start in range(0, len(dev), training.batch_size):
-            value, count = loss(dev[start : start + training.batch_size])
-            total, units = total + float(value), units + count
-        return -total / units
+        return -mean_loss(lm, prompt, dev, memory_cache=cache)
 
     result = fit(
         prompt,
         examples=examples,
         loss=loss,
         out=run,
-        settings=TrainSettings(**loop_settings(training, config.seed)),  # type: ignore[arg-type]
+        settings=loop_settings(training, config.seed),
         evaluate=dev_score if dev else None,
-        lengths=[len(example.context) for example in examples],
+        lengths=[example.length for example in examples],
         identity={"examples": _digest(examples), "dev": _digest(dev), "init": block.init.model_dump(mode="json")},
         lm=lm,
         trackers=training.trackers,
@@ -91,6 +89,8 @@ def train_prompt(config: c.FrozenReader | c.ClosedBook, *, restart: bool, log: L
         restart=restart,
     )
     prompt.save(folder, lm)
+    if cache is not None:
+        log(cache.report())
     log(f"prompt saved: {folder}")
     log(str(result.verification))
     parts.close()
@@ -143,7 +143,7 @@ def _example(
     answer = (held or list(question.answers))[0]
     lm = parts.lm
     ids = lm.encode(config.packing.answer.replace("{answer}", answer))[: config.packing.answer_reserve - 1]
-    return Example(context=[*packed.context_ids, *lm.close_ids], answer=[*ids, *lm.eos_ids[:1]])
+    return Example.of([*packed.context_ids, *lm.close_ids], [*ids, *lm.eos_ids[:1]])
 
 
 def _with_gold(hits: list[Hit], gold: list[Hit]) -> list[Hit]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from frozenlm.train_settings import TrainSettings
 from pipelines import config as c
 from pipelines.errors import ConfigError
 from pipelines.evaluation.questions import Question, read_questions
 
 
-def loop_settings(block: c.Training, seed: int) -> dict[str, object]:
-    """The keyword arguments of `frozenlm.train_settings.TrainSettings`."""
-    names = (
-        "steps batch_size gradient_accumulation optimizer learning_rate weight_decay schedule warmup_steps clip_norm "
-        "precision eval_every patience save_every"
-    ).split()
+def loop_settings(block: c.Training, seed: int) -> TrainSettings:
+    """The settings of the loop; a warm-up longer than the run is cut to it."""
+    names = TrainSettings.__dataclass_fields__.keys() - {"seed"}
     settings = {name: getattr(block, name) for name in names}
-    return settings | {"warmup_steps": min(block.warmup_steps, block.steps), "seed": seed}
+    return TrainSettings(**settings | {"warmup_steps": min(block.warmup_steps, block.steps), "seed": seed})
 
 
 def training_questions(block: c.Training) -> tuple[list[Question], list[Question]]:

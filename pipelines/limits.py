@@ -1,0 +1,3 @@
+"""Limits on what is taken in."""
+
+MAX_QUESTION_CHARACTERS = 100_000
