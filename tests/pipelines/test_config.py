@@ -1,4 +1,4 @@
-"""The config models themselves: bounds, rules between keys, the generated schema, and every shipped config."""
+"""The config models themselves: bounds, rules between keys, and the generated schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from pipelines import config as c
-from pipelines.assets import config_folder, packaged_configs
 from pipelines.cli import schema_text
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
@@ -23,17 +22,6 @@ def refused(values: dict[str, Any], *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(values, overrides=overrides)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("name", packaged_configs())
-def test_every_packaged_config_is_valid_and_says_how_it_is_run(name: str) -> None:
-    path = config_folder() / name
-    load_config(path)
-    lines = path.read_text().splitlines()
-    head = [line for line in lines[:12] if line.startswith("#")]
-    assert lines[0].startswith("# frozenlm "), "the first line is the command that runs it"
-    assert any(line.startswith("# Needs:") for line in head), "the header says what it needs"
-    assert any(line.startswith(("# Reproduces:", "# Reference:")) for line in head), "which figure?"
 
 
 def test_the_committed_schema_is_up_to_date() -> None:
