@@ -144,7 +144,7 @@ class SentenceTransformerEncoder:
 
     def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
         """[N, D] float32."""
-        texts = [f"{p.title} {p.text}" if p.title else p.text for p in passages]
+        texts = [titled(p.title, p.text) for p in passages]
         vectors, truncated = self._encode(texts, "passage")
         self.truncated_passages += truncated
         return vectors
@@ -195,3 +195,8 @@ def _check_window(name: str, model: object, max_length: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
     if max_length < 3 or (positions is not None and max_length > positions):
         raise RetrieverError(f"max_length is {max_length}; {name!r} takes 3 to {positions or 'any number of'} tokens.")
+
+
+def titled(title: str, text: str) -> str:
+    """`title text`, or the text alone where there is no title: one string for models that take no pair."""
+    return f"{title} {text}" if title else text

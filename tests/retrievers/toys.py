@@ -9,7 +9,31 @@ import numpy as np
 
 from retrievers.types import Hit, Passage
 
-WORDS = "red green blue cat dog fish runs sleeps eats the a of in on who what where is it ' ,".split()
+WORDS = [
+    *[
+        "red",
+        "green",
+        "blue",
+        "cat",
+        "dog",
+        "fish",
+        "runs",
+        "sleeps",
+        "eats",
+        "the",
+        "a",
+        "of",
+        "in",
+        "on",
+        "who",
+        "what",
+        "where",
+        "is",
+        "it",
+    ],
+    "'",
+    ",",
+]
 LETTERS = "abcd"
 
 
