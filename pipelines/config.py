@@ -152,9 +152,7 @@ class Precomputed(Block):
     @model_validator(mode="after")
     def _a_run_needs_its_questions(self) -> Self:
         if self.format == "trec" and self.questions is None:
-            raise ValueError(
-                "a TREC run names questions by id only; give the block questions, with the file that has their texts"
-            )
+            raise ValueError("a TREC run names questions by id only; give the block questions with their texts")
         return self
 
 

