@@ -37,7 +37,10 @@ from frozenlm.prompts.initializers import uniform
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.rows import Tokens
 
-SIZES = {"124m": {"n_layer": 12, "n_embd": 768, "n_head": 12}, "small": {"n_layer": 4, "n_embd": 256, "n_head": 4}}
+SIZES: dict[str, Any] = {
+    "124m": {"n_layer": 12, "n_embd": 768, "n_head": 12},
+    "small": {"n_layer": 4, "n_embd": 256, "n_head": 4},
+}
 Loss = Callable[[], Tensor]
 
 
@@ -71,7 +74,8 @@ class Sides:
         self.cache = ContextCache(lm, kind="memory", byte_budget=10**11)
         settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
         self.peft: Any = peft.get_peft_model(lm.model, settings)
-        self.peft_prompt = self.peft.prompt_encoder["default"].embedding.weight
+        encoder: Any = self.peft.prompt_encoder["default"]
+        self.peft_prompt: torch.nn.Parameter = encoder.embedding.weight
         with torch.no_grad():
             self.peft_prompt.copy_(self.prefix.vectors)
         self.ids = torch.tensor([[*e.context, *e.answer] for e in examples], device=lm.device)

@@ -23,7 +23,7 @@ from torch import Tensor
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.memory import Memory
 from frozenlm.rows import Tokens
-from frozenlm.tensor_file import read_tensors, write_tensors
+from frozenlm.tensor_file import clear_temporaries, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -79,6 +79,7 @@ class ContextCache:
         self._root = None if folder is None else Path(folder) / lm.fingerprint[:16]
         self.nbytes = 0
         if kind == "disk" and self._root is not None and self._root.is_dir():
+            clear_temporaries(self._root, older_than=3600)
             self.nbytes = sum(path.stat().st_size for path in self._root.rglob("*.safetensors"))
 
     def memory(self, contexts: Sequence[Sequence[int]]) -> Memory:

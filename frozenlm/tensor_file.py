@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, record
 
 
-def clear_temporaries(folder: Path) -> None:
-    """Removes what a killed save left behind."""
-    for leftover in folder.glob(".*.safetensors.*.tmp"):
+def clear_temporaries(folder: Path, *, older_than: float = 0.0) -> None:
+    """Removes what killed saves left behind in a folder and below it.
+
+    older_than: seconds; above 0 where other processes may be writing at this moment
+    """
+    newest = time.time() - older_than
+    for leftover in folder.rglob(".*.safetensors.*.tmp"):
         with contextlib.suppress(OSError):
-            leftover.unlink()
+            if leftover.stat().st_mtime <= newest:
+                leftover.unlink()
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

@@ -46,7 +46,7 @@ def train(out: Path, optimizer: str, kill: str = "") -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return done
 
-        Path.replace = replace_or_die  # type: ignore[method-assign]
+        Path.replace = replace_or_die  # type: ignore[method-assign, assignment]
     settings = TrainSettings(
         steps=240,
         batch_size=4,

@@ -64,7 +64,7 @@ def test_gradient_is_clipped_as_a_whole(tmp_path: Path) -> None:
     module.a.register_post_accumulate_grad_hook(lambda p: seen.append(float(p.grad)))
     train(module, tmp_path, replace(SETTINGS, steps=1, batch_size=1, clip_norm=0.5), examples=[3.0])
     assert seen == [-36.0]
-    assert float(module.a.grad) == pytest.approx(-0.5, abs=1e-5)
+    assert module.a.grad is not None and float(module.a.grad) == pytest.approx(-0.5, abs=1e-5)
 
 
 def test_only_parameters_with_requires_grad_move(tmp_path: Path) -> None:
@@ -265,7 +265,8 @@ def test_module_without_a_trained_parameter(tmp_path: Path) -> None:
 def test_lm_is_compared_at_the_end(tmp_path: Path) -> None:
     from tests.toys import toy_lm
 
-    lm, lines = toy_lm(), []
+    lm = toy_lm()
+    lines: list[str] = []
     result = train(Slope(), tmp_path / "good", lm=lm, log=lines.append)
     assert result.verification is not None and result.verification.changed == 0
     assert lines[-1] == f"LM weights changed: 0 of {result.verification.total}"

@@ -41,7 +41,8 @@ def test_killed_runs_end_in_the_same_bits(tmp_path: Path, optimizer: str) -> Non
 
 
 def test_ctrl_c_saves_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    whole, lines = Slope(), []
+    whole = Slope()
+    lines: list[str] = []
     train(whole, tmp_path / "whole")
     module, calls = Slope(), []
 
@@ -87,7 +88,8 @@ def test_a_batch_with_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
 
 
 def test_finished_run_returns_at_once(tmp_path: Path) -> None:
-    first, lines = Slope(), []
+    first = Slope()
+    lines: list[str] = []
     train(first, tmp_path)
     again = Slope()
     result = train(again, tmp_path, loss=lambda xs: pytest.fail("trained again"), log=lines.append)
