@@ -29,7 +29,6 @@ class TextCodec:
         if not callable(getattr(tokenizer, "convert_ids_to_tokens", None)):
             raise ConfigError(f"expected a transformers tokenizer, got {type(tokenizer).__name__}")
         self.tokenizer = tokenizer
-        self._special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._plain = _without_special_tokens(backend, tokenizer) if backend is not None else None
         self.bos_ids, suffix = self._frame()
@@ -82,14 +81,13 @@ def _without_special_tokens(backend: Any, tokenizer: Any) -> Any:
     from tokenizers import Tokenizer
 
     spec = json.loads(backend.to_str())
-    unknown = tokenizer.unk_token
     special = {token["content"] for token in spec.get("added_tokens") or [] if token["special"]}
     special |= set(tokenizer.all_special_tokens)
-    special.discard(unknown)
     model = spec["model"]
     vocabulary = model.get("vocab")
     merged = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in model.get("merges") or []}
-    hidden = {piece: f"\0{number}\0" for number, piece in enumerate(sorted(special - merged))}
+    kept = merged | {model.get("unk_token")}  # what the model itself looks up by name
+    hidden = {piece: f"\0{number}\0" for number, piece in enumerate(sorted(special - kept))}
     if isinstance(vocabulary, dict):
         model["vocab"] = {hidden.get(piece, piece): index for piece, index in vocabulary.items()}
     elif isinstance(vocabulary, list):  # Unigram: pairs of piece and score

@@ -50,6 +50,7 @@ VOCAB_SIZE = 128
 _KNOWN = [*SPECIAL, *dict.fromkeys([*WORDS, *LETTERS, *PUNCTUATION])]
 VOCABULARY = [*_KNOWN, *(f"word{n}" for n in range(VOCAB_SIZE - len(_KNOWN)))]
 WINDOW = 96
+EMBEDDED = Path(__file__).resolve().parents[1] / "models" / "wiki-opt-22m"  # the small real LM of the project
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:

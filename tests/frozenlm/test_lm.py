@@ -9,7 +9,19 @@ from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
 from frozenlm import FrozenLM, Soft, Tokens
 from frozenlm.errors import CheckpointError, ConfigError, FrozenLMError, FrozenViolationError, ShapeError
-from tests.toys import BOS, DECODERS, ENCODER_DECODERS, EOS, NAMES, PAD, toy_folder, toy_lm, toy_model, toy_tokenizer
+from tests.toys import (
+    BOS,
+    DECODERS,
+    EMBEDDED,
+    ENCODER_DECODERS,
+    EOS,
+    NAMES,
+    PAD,
+    toy_folder,
+    toy_lm,
+    toy_model,
+    toy_tokenizer,
+)
 
 SHORT, LONG = [20, 21, 22], [30, 31, 32, 33, 34, 35, 36]
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
@@ -72,9 +84,9 @@ def test_soft_vectors_that_are_embeddings_equal_the_tokens(lm):
     assert lm.embed(torch.tensor([[1, 2], [3, 4]])).shape == (2, 2, lm.hidden_size)
 
 
-def test_logits_stand_in_line_with_the_text(lm):
-    if lm.kind == "encoder-decoder":
-        pytest.skip("the encoder's text has no logits")
+@pytest.mark.parametrize("name", DECODERS)
+def test_logits_stand_in_line_with_the_text(name):
+    lm = toy_lm(name)
     (whole,) = logits(lm, [[Tokens.of(SHORT), soft(lm, 2), Tokens.of(LONG)]])
     assert whole.shape == (len(SHORT) + len(LONG), lm.vocab_size)
     torch.testing.assert_close(whole[:3], plain_logits(lm, SHORT), **EXACT)  # before the soft tokens: as without them
@@ -239,6 +251,20 @@ def test_padding_in_a_sliding_window_is_refused_only_where_it_would_matter():
         lm.forward([[Tokens((5,))], [Tokens((5,))]], memory=memory)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_gives_the_tokens_of_the_cpu(name):
+    rows = [[Tokens.of(SHORT)], [Tokens.of(LONG)]]
+    lm = FrozenLM.from_model(toy_model(name), toy_tokenizer(), device="cuda")
+    assert lm.fingerprint == toy_lm(name).fingerprint
+    for options in ({}, {"num_beams": 3}, {"do_sample": True, "seed": 1}):
+        found = lm.generate(rows, max_new_tokens=6, **options)
+        wanted = toy_lm(name).generate(rows, max_new_tokens=6, **options)
+        assert [one.ids for one in found] == [one.ids for one in wanted]
+    lm.assert_unchanged()
+
+
 # --- text ---
 
 
@@ -265,7 +291,7 @@ def test_what_is_not_text_is_refused(bad):
 
 
 def test_the_embedded_lm_reads_and_ends():
-    lm = FrozenLM.load("models/wiki-opt-22m")
+    lm = FrozenLM.load(EMBEDDED)
     assert (lm.bos_ids, lm.eos_ids, lm.pad_id, lm.window) == ((101,), (102,), 0, 512)
     assert (lm.kind, lm.hidden_size, lm.vocab_size, lm.dtype) == ("decoder", 384, 30522, torch.float32)
     assert not {100, 101, 102, 103} & set(lm.encode("[CLS] who [SEP] [MASK] [PAD]"))
