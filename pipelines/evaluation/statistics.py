@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from pipelines.errors import ShapeError
 
@@ -28,7 +28,7 @@ def wilson(share: float, n: int, *, confidence: float = 0.95) -> tuple[float, fl
     """
     if n < 1:
         raise ShapeError(f"an interval needs at least one question, got n={n}")
-    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * float(np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -127,8 +127,10 @@ def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> McNemar:
     Raises:
         ShapeError: `a` and `b` are not [N] both.
     """
+    from scipy.stats import binomtest  # a second of imports that only this function needs
+
     if a.shape != b.shape or a.ndim != 1:
         raise ShapeError(f"expected two lists of one length, got shapes {a.shape} and {b.shape}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = float(stats.binomtest(only_b, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
+    p = float(binomtest(only_b, only_a + only_b, 0.5).pvalue) if only_a + only_b else 1.0
     return McNemar(only_a, only_b, p)

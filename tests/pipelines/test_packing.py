@@ -36,7 +36,7 @@ def ids(packed: Packed) -> list[str]:
 
 
 def test_counts_by_hand() -> None:
-    # window 20 - reserve 2 - soft 3 = 15; opening 1, question "Q who ? A" 4: 10 left; passages of 5, 4 fit, one token stays.
+    # Window 20 - reserve 2 - soft 3 = 15; opening 1, question "Q who ? A" 4: 10 left; passages of 5 and 4 fit, 1 stays.
     packed = plain("who ?", [hit("a", 4), hit("b", 3), hit("c", 1)], window=20, soft_tokens=3, opening_ids=[7])
     assert ids(packed) == ["b", "a"]  # best last
     assert [(k.start, k.end, k.tokens, k.rank) for k in packed.kept] == [(1, 5, 4, 1), (5, 10, 5, 0)]
@@ -83,7 +83,10 @@ def test_packing_stops_when_the_window_is_full() -> None:
     # 10 for passages: a takes 5, b needs 6 and does not fit, c would fit but is worse than b.
     packed = plain("q", [hit("a", 4), hit("b", 5), hit("c", 1)], window=15)
     assert ids(packed) == ["a"]
-    assert [(d.hit.passage_id, d.reason, d.tokens) for d in packed.dropped] == [("b", "window", 6), ("c", "window", None)]
+    assert [(d.hit.passage_id, d.reason, d.tokens) for d in packed.dropped] == [
+        ("b", "window", 6),
+        ("c", "window", None),
+    ]
 
 
 def test_a_passage_longer_than_an_empty_window_does_not_stop_the_others() -> None:
@@ -101,7 +104,9 @@ def test_a_window_too_small_for_any_passage_keeps_none_and_counts_them() -> None
 
 def test_truncate_last_cuts_behind_a_word_and_knows_what_stayed() -> None:
     # 10 for passages: a takes 5; of b (P b0..b8, 10 tokens) "P b0 b1 b2 b3" stays.
-    packed = plain("q", [hit("a", 4), hit("b", 9), hit("c", 1)], window=15, overflow="truncate_last", order="best_first")
+    packed = plain(
+        "q", [hit("a", 4), hit("b", 9), hit("c", 1)], window=15, overflow="truncate_last", order="best_first"
+    )
     assert ids(packed) == ["a", "b"]
     cut = packed.kept[1]
     assert (cut.tokens, cut.truncated, cut.text) == (5, 5, "b0 b1 b2 b3")
@@ -173,7 +178,9 @@ def test_no_window_keeps_all() -> None:
 
 
 def test_braces_and_percent_signs_mean_nothing() -> None:
-    packed = plain("what is {text} or {} or %s", [Hit("a", 1.0, "{question} {0} {", "{title}")], passage="{title} {text} ")
+    packed = plain(
+        "what is {text} or {} or %s", [Hit("a", 1.0, "{question} {0} {", "{title}")], passage="{title} {text} "
+    )
     assert decode(packed.context_ids) == "{title} {question} {0} { Q what is {text} or {} or %s A"
 
 
