@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from frozenlm.fingerprint import Verification
     from frozenlm.lm import FrozenLM, Output
     from frozenlm.memory import Memory
+    from frozenlm.prompts.soft_prompt import SoftPrompt
     from frozenlm.rows import Row, Segment, Soft, Tokens
+    from frozenlm.training import fit
 
 __version__ = "0.1.0"
 
@@ -23,11 +25,25 @@ _HOMES = {
     "Row": "frozenlm.rows",
     "Segment": "frozenlm.rows",
     "Soft": "frozenlm.rows",
+    "SoftPrompt": "frozenlm.prompts.soft_prompt",
     "Tokens": "frozenlm.rows",
     "Verification": "frozenlm.fingerprint",
+    "fit": "frozenlm.training",
 }
 
-__all__ = ["FrozenLM", "Generation", "Memory", "Output", "Row", "Segment", "Soft", "Tokens", "Verification"]
+__all__ = [
+    "FrozenLM",
+    "Generation",
+    "Memory",
+    "Output",
+    "Row",
+    "Segment",
+    "Soft",
+    "SoftPrompt",
+    "Tokens",
+    "Verification",
+    "fit",
+]
 
 
 def __getattr__(name: str) -> Any:

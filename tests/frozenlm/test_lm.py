@@ -1,12 +1,15 @@
 """The frozen LM against plain transformers, for every architecture: logits, padding, mixtures, scores, refusals."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
+import frozenlm
 from frozenlm import FrozenLM, Soft, Tokens
 from frozenlm.errors import CheckpointError, ConfigError, FrozenLMError, FrozenViolationError, ShapeError
 from tests.toys import (
@@ -479,3 +482,12 @@ def test_decoder_rows_go_with_encoder_decoders_only():
 
 def test_names():
     assert set(DECODERS) | set(ENCODER_DECODERS) == set(NAMES)
+
+
+def test_the_package_is_lazy_and_complete():
+    code = "import sys, frozenlm, frozenlm.errors; assert 'torch' not in sys.modules; print(len(frozenlm.__all__))"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EMBEDDED.parents[1])
+    assert made.stdout.strip() == str(len(frozenlm.__all__)), made.stderr
+    assert all(getattr(frozenlm, name) is not None for name in frozenlm.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = frozenlm.nonsense
