@@ -6,22 +6,20 @@ Results go to standard output, everything else to standard error. Exit codes: 0 
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from pipelines.console import INTERRUPTED, WRONG_USE, hush, interrupted, logger, report, results, show_error
 
 ASK_CHUNK = 32
-INTERRUPTED = 130
-BUG = 70
 
 app = typer.Typer(
     name="frozenlm",
@@ -67,10 +65,11 @@ def index(
 ) -> None:
     """Build the indexes that the config's retriever needs. Goes on where an interrupted build stopped."""
     loaded = _load(config, set_, workspace)
+    hush(quiet)
     from pipelines.indexing import build_indexes
 
-    for folder in build_indexes(loaded, rebuild=rebuild, log=_log(quiet)):
-        _out().print(str(folder), soft_wrap=True, markup=False, highlight=False)
+    for folder in build_indexes(loaded, rebuild=rebuild, log=logger(quiet)):
+        results().print(str(folder), soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
@@ -86,17 +85,20 @@ def ask(
 ) -> None:
     """Answer a question, with its sources. A question has at most 100,000 characters."""
     from pipelines import show
+    from pipelines.stages import check_questions
 
     questions = _questions_from(sys.stdin) if question == "-" else iter([question])
     with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
         while chunk := list(itertools.islice(questions, 1 if sys.stdin.isatty() else ASK_CHUNK)):
+            check_questions(chunk)
+            pipeline.warmup()  # so that a question's timings are its own
             for answer in pipeline.answer(chunk):
                 if as_json:
-                    show.print_json(_out(), show.answer_record(answer, k))
+                    show.print_json(results(), show.answer_record(answer, k))
                     continue
                 if question == "-":
-                    _out().print(answer.question, style="bold", markup=False, highlight=False)
-                _out().print(show.answer_text(answer, k))
+                    results().print(answer.question, style="bold", markup=False, highlight=False)
+                results().print(show.answer_text(answer, k))
 
 
 @app.command()
@@ -110,11 +112,12 @@ def train(
 ) -> None:
     """Train the reader's soft prompt, or the re-ranker. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
+    hush(quiet)
     from pipelines import show
     from pipelines.training import train as run
 
-    summary = run(loaded, restart=restart, log=_log(quiet))
-    show.print_json(_out(), summary) if as_json else _out().print(show.figures(summary, "trained"))
+    summary = run(loaded, restart=restart, log=logger(quiet))
+    show.print_json(results(), summary) if as_json else results().print(show.figures(summary, "trained"))
 
 
 @app.command()
@@ -144,9 +147,9 @@ def evaluate(
         block = pipeline.config.evaluation
         metrics = run(
             pipeline, asked, out, recall_at=block.recall_at, matcher=block.matcher, chunk=block.chunk, oracle=oracle,
-            restart=restart, log=_log(quiet), progress=not quiet,
+            restart=restart, log=logger(quiet), progress=not quiet,
         )  # fmt: skip
-    show.print_json(_out(), metrics) if as_json else _out().print(show.figures(metrics, str(out)))
+    show.print_json(results(), metrics) if as_json else results().print(show.figures(metrics, str(out)))
 
 
 @app.command()
@@ -160,7 +163,7 @@ def compare(
     from pipelines.evaluation.compare import compare as run
 
     result = run(first, second)
-    show.print_json(_out(), result) if as_json else _out().print(show.figures(result, f"{first} -> {second}"))
+    show.print_json(results(), result) if as_json else results().print(show.comparison(result))
 
 
 @app.command()
@@ -172,9 +175,10 @@ def demo(
 ) -> None:
     """The whole job on the embedded default: index, train, evaluate, answer. A second run reuses everything."""
     loaded = _load(config, set_, workspace)
+    hush(quiet)
     from pipelines.demo import run_demo
 
-    run_demo(loaded, log=_log(quiet))
+    run_demo(loaded, log=logger(quiet))
 
 
 @app.command()
@@ -191,8 +195,8 @@ def verify(
         state = "OK" if finding.problem is None else f"DAMAGED: {finding.problem}"
         style = "green" if finding.problem is None else "red"
         line = f"{finding.path}  ({finding.kind})  {state}"
-        _out().print(line, style=style, soft_wrap=True, markup=False, highlight=False)
-    _out().print(f"{checked} checked, {damaged} damaged", highlight=False)
+        results().print(line, style=style, soft_wrap=True, markup=False, highlight=False)
+    results().print(f"{checked} checked, {damaged} damaged", highlight=False)
     if damaged:
         raise typer.Exit(1)
 
@@ -211,11 +215,11 @@ def config_check(
             _load(name, set_, None)
         except ConfigError as error:
             faulty = True
-            _error(str(error))
+            show_error(str(error))
         else:
-            _out().print(f"{name}: OK", soft_wrap=True, markup=False, highlight=False)
+            results().print(f"{name}: OK", soft_wrap=True, markup=False, highlight=False)
     if faulty:
-        raise typer.Exit(2)
+        raise typer.Exit(WRONG_USE)
 
 
 @config_app.command("schema")
@@ -229,7 +233,7 @@ def plugins_list() -> None:
     """Built-in retrievers and installed plug-ins, and whether each one loads."""
     from pipelines import plugins, show
 
-    _out().print(show.plugins(plugins.BUILT_IN_RETRIEVERS, plugins.installed_plugins()))
+    results().print(show.plugins(plugins.BUILT_IN_RETRIEVERS, plugins.installed_plugins()))
 
 
 def schema_text() -> str:
@@ -249,55 +253,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         app(words, prog_name="frozenlm")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _interrupted() if code == INTERRUPTED else code
+        return interrupted() if code == INTERRUPTED else code
     except KeyboardInterrupt:
-        return _interrupted()
+        return interrupted()
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _report(error)
+        return report(error)
     return 0
-
-
-def _report(error: Exception) -> int:
-    """Say what went wrong in one message, and choose the exit code."""
-    from pipelines.errors import ConfigError, FrozenLMError
-    from retrievers.errors import RetrievalError
-
-    if isinstance(error, FrozenLMError | RetrievalError):
-        _error(str(error))
-        return 2 if isinstance(error, ConfigError) else 1
-    if isinstance(error, OSError) and error.errno is not None:
-        where = f": {error.filename}" if error.filename else ""
-        hint = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
-        _error(f"{error.strerror}{where}{hint}")
-        return 1
-    if isinstance(error, MemoryError):
-        _error("out of memory; use a smaller model, a smaller batch_tokens or a machine with more memory")
-        return 1
-    _error(
-        f"this is a bug of frozenlm's, please report it: {type(error).__name__}: {error}\n"
-        "run again with --debug for the traceback"
-    )
-    return BUG
-
-
-def _interrupted() -> int:
-    _error("interrupted; run the same command again to resume")
-    return INTERRUPTED
-
-
-def _error(message: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
-
-
-def _out() -> Console:
-    return Console(file=sys.stdout)
-
-
-def _log(quiet: bool) -> Callable[[str], None]:
-    console = Console(stderr=True, soft_wrap=True)
-    return (lambda _: None) if quiet else lambda text: console.print(text, markup=False, highlight=False)
 
 
 def _overrides(settings: list[str] | None, workspace: str | None) -> list[str]:
@@ -316,11 +279,12 @@ def _pipeline(
     config: str, settings: list[str] | None, workspace: str | None, allow_import: bool, quiet: bool
 ) -> Iterator[Any]:
     loaded = _load(config, settings, workspace)
+    hush(quiet)
     if allow_import:
         sys.path.append(str(Path.cwd()))  # an installed command does not see the current folder by itself
     from pipelines.pipeline import Pipeline
 
-    with Pipeline.from_config(loaded, allow_import=allow_import, log=_log(quiet)) as pipeline:
+    with Pipeline.from_config(loaded, allow_import=allow_import, log=logger(quiet)) as pipeline:
         yield pipeline
 
 

@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pipelines.plugins import PluginInfo
 
 SNIPPET = 160
+_NOT_SHOWN = ("ci95", "ci95_method", "versions")
 
 
 def answer_record(answer: Answer, sources: int) -> dict[str, Any]:
@@ -52,9 +55,8 @@ def answer_text(answer: Answer, sources: int) -> RenderableType:
     for hit in answer.passages[:sources]:
         line = Text(f" {'*' if hit.passage_id in read else ' '} ")
         line.append(hit.title or "(no title)", style="bold")
-        line.append(f" [{hit.passage_id}] ", style="dim")
-        line.append(snippet(hit.text))
-        parts.append(line)
+        line.append(f" [{hit.passage_id}]", style="dim")
+        parts += [line, Padding(Text(snippet(hit.text)), (0, 0, 0, 4))]
     hidden = sum(hit.passage_id in read for hit in answer.passages[sources:])
     if answer.context and answer.passages:
         more = f" ({hidden} not shown)" if hidden else ""
@@ -69,20 +71,30 @@ def snippet(text: str) -> str:
 
 
 def figures(metrics: Mapping[str, Any], title: str) -> Table:
-    """A result file as a table, one figure a line, each with its interval where `ci95` has one."""
-    table = Table("figure", "value", "95% interval", title=title, title_justify="left")
+    """A result file as a table, one figure a line, with its interval where `ci95` has one; hashes stay in the file."""
+    table = Table("figure", "value", "95% interval", title=title, title_justify="left", box=box.SIMPLE)
     intervals = metrics.get("ci95") or {}
-    for name, value in _flat({key: value for key, value in metrics.items() if key != "ci95"}):
-        if isinstance(value, bool | int | float | str):
+    for name, value in _flat({key: value for key, value in metrics.items() if key not in _NOT_SHOWN}):
+        if isinstance(value, bool | int | float | str) and not name.endswith("sha256"):
             interval = _lookup(intervals, name)
             low_high = f"{interval[0]:.4f} .. {interval[1]:.4f}" if isinstance(interval, list | tuple) else ""
             table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value)[:64], low_high)
     return table
 
 
+def comparison(result: Mapping[str, Any]) -> RenderableType:
+    """What `pipelines.evaluation.compare` found, one score a line."""
+    table = Table("score", "A", "B", "B - A [95% interval]", "p", "only A / only B", "McNemar's p", box=box.SIMPLE)
+    for name, row in _scores(result["scores"]):
+        difference = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
+        pairs = [f"{row['only_a']} / {row['only_b']}", f"{row['p_mcnemar']:.4f}"] if "p_mcnemar" in row else []
+        table.add_row(name, f"{row['a']:.4f}", f"{row['b']:.4f}", Text(difference), f"{row['p_bootstrap']:.4f}", *pairs)
+    return Group(Text(f"A = {result['a']}\nB = {result['b']}\n{result['n']} questions"), table)
+
+
 def plugins(built_in: tuple[str, ...], found: list[PluginInfo]) -> Table:
     """Names that `retriever.kind` may hold."""
-    table = Table("retriever.kind", "from", "loads")
+    table = Table("retriever.kind", "from", "loads", box=box.SIMPLE)
     for name in built_in:
         table.add_row(name, "built in", "yes")
     for info in found:
@@ -100,6 +112,13 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         rows += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return rows
+
+
+def _scores(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, Any]]]:
+    rows: list[tuple[str, Mapping[str, Any]]] = []
+    for key, value in tree.items():
+        rows += [(f"{prefix}{key}", value)] if "difference" in value else _scores(value, f"{prefix}{key}.")
     return rows
 
 

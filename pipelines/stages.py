@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from pipelines.components import Components
 from pipelines.config import ClosedBook, FrozenReader
-from pipelines.errors import ConfigError, retrieval_errors
+from pipelines.errors import ConfigError, FrozenLMError, RetrieverError, retrieval_errors
 from pipelines.limits import MAX_QUESTION_CHARACTERS
 from pipelines.packing import Packed, pack
 from pipelines.surface import clean
-from retrievers.check import check_hits, check_reranked
+from retrievers.check import check_hits, check_reranked, name_of
+from retrievers.errors import RetrievalError
 from retrievers.types import Hit
 
 if TYPE_CHECKING:
@@ -39,8 +40,14 @@ def check_questions(questions: Sequence[str]) -> None:
 def retrieve(parts: Components, questions: Sequence[str], k: int) -> list[list[Hit]]:
     """At most `k` hits a question; the retriever's contract is checked."""
     with retrieval_errors():
-        found = parts.retriever.retrieve(list(questions), k)
-        check_hits(type(parts.retriever).__name__, questions, found, k)
+        retriever = parts.retriever
+        try:
+            found = retriever.retrieve(list(questions), k)
+        except (FrozenLMError, RetrievalError, MemoryError):
+            raise
+        except Exception as error:  # a plug-in may raise anything; the user should hear whose fault it is
+            raise RetrieverError(f"{name_of(retriever)}: retrieve raised {type(error).__name__}: {error}") from error
+        check_hits(name_of(retriever), questions, found, k)
     return [list(hits) for hits in found]
 
 
