@@ -131,8 +131,9 @@ def fit(
             run.train(shown=progress)
     finally:
         module.train(was_training)
-        if trackers:
-            accelerator.end_training()
+        # Not `end_training`: it also takes down the process group, which the caller may go on using.
+        for tracker in accelerator.trackers:
+            tracker.finish()
     if evaluate is not None:
         run.folder.load_best(module, run.record.best_step)
     return run.result(start, finished, lm)

@@ -188,6 +188,9 @@ def loss(rows):
 fit(module, examples=range(11), loss=loss, out=sys.argv[1], progress=False, evaluate=lambda: 1.0,
     settings=TrainSettings(steps=8, batch_size=5, gradient_accumulation=2, learning_rate=0.01))
 print("processes:", PartialState().num_processes)
+# Without this, a process that ends early may break the other one's last message.
+PartialState().wait_for_everyone()
+PartialState().destroy_process_group()
 """
 
 
