@@ -103,8 +103,9 @@ def plugins(built_in: tuple[str, ...], found: list[PluginInfo]) -> Table:
 
 
 def print_json(console: Console, value: Any) -> None:
-    """One line of JSON, never wrapped."""
+    """One line of JSON, never wrapped, and out at once: another program may be waiting for it."""
     console.file.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    console.file.flush()
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
