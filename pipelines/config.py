@@ -121,7 +121,7 @@ class Encoder(Block):
     revision: str | None = None
     max_length: Positive = 256
     batch_tokens: Positive = 16384
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Device = "auto"
 
     @model_validator(mode="after")
@@ -225,7 +225,7 @@ class CrossEncoder(Block):
     revision: str | None = None
     max_length: Positive = 256
     batch_tokens: Positive = 16384
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Device = "auto"
 
 

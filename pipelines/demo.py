@@ -17,6 +17,7 @@ from pipelines.indexing import build_indexes
 from pipelines.loader import find_config, load_config
 from pipelines.pipeline import Pipeline
 from pipelines.training import train
+from retrievers.files import sha256_json
 
 QUESTIONS = (
     "who got the first nobel prize in physics",
@@ -58,8 +59,10 @@ def run_demo(config: Any, *, log: Log, console: Console | None = None) -> dict[s
     }
     results: dict[str, dict[str, Any]] = {}
     for name, job in readers.items():
-        out = config.workspace_path / "evaluation" / name.strip(" +").replace(" ", "_")
         with Pipeline.from_config(job, log=log) as pipeline:
+            # Named by what it measures: a module that was trained anew is measured anew, anything else is reused.
+            key = sha256_json([job.model_dump(mode="json"), pipeline.provenance()])[:12]
+            out = config.workspace_path / "evaluation" / f"{name.strip(' +').replace(' ', '_')}-{key}"
             results[name] = evaluate(
                 pipeline,
                 questions,

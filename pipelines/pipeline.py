@@ -103,6 +103,7 @@ class Pipeline:
             ]
         packed = clock("pack", lambda: stages.pack_all(self.parts, questions, ranked))
         texts = clock("read", lambda: stages.read(self.parts, packed))
+        prompt = self.parts.prompt_hash
         return [
             Answer(
                 question=q,
@@ -113,7 +114,7 @@ class Pipeline:
                 context=list(p.kept),
                 packing=p.report,
                 timings=clock.seconds,
-                prompt=self.parts.prompt_hash,
+                prompt=prompt,
             )
             for q, f, r, p, (text, score) in zip(questions, found, ranked, packed, texts, strict=True)
         ]

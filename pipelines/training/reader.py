@@ -92,7 +92,6 @@ def train_prompt(config: c.FrozenReader | c.ClosedBook, *, restart: bool, log: L
     if cache is not None:
         log(cache.report())
     log(f"prompt saved: {folder}")
-    log(str(result.verification))
     parts.close()
     return {
         "module": str(folder),
