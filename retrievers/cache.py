@@ -49,7 +49,7 @@ class CachedRetriever:
     def __init__(self, retriever: Retriever, folder: Path | str) -> None:
         if fingerprint_of(retriever) is None:
             raise RetrieverError(
-                f"{name_of(retriever)} has no fingerprint(): its results cannot be cached; add the method or turn caching off"
+                f"{name_of(retriever)} has no fingerprint(): results cannot be cached; add it or turn caching off"
             )
         self.retriever = retriever
         self.counts = CacheCounts()

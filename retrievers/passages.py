@@ -81,15 +81,17 @@ class PassageStore(Sequence[Passage]):
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
         try:
-            self._offsets: np.ndarray = np.load(self.folder / OFFSETS, mmap_mode="r", allow_pickle=False)
-            self._order: np.ndarray = np.load(self.folder / ORDER, mmap_mode="r", allow_pickle=False)
-            self.rank: np.ndarray = np.load(self.folder / RANK, mmap_mode="r", allow_pickle=False)
-            self._file = os.open(self.folder / LINES, os.O_RDONLY)
+            self._offsets, self._order, self.rank = (
+                np.asarray(np.load(self.folder / name, mmap_mode="r", allow_pickle=False))
+                for name in (OFFSETS, ORDER, RANK)
+            )
+            self._lines = (self.folder / LINES).open("rb", buffering=0)
         except (OSError, ValueError, EOFError) as error:
             raise IndexMismatchError(
                 f"the passages in {self.folder} cannot be opened ({error}); build again"
             ) from error
-        if self._offsets.ndim != 1 or int(self._offsets[-1]) != os.fstat(self._file).st_size:
+        size = os.fstat(self._lines.fileno()).st_size
+        if self._offsets.ndim != 1 or len(self.rank) != len(self._offsets) - 1 or int(self._offsets[-1]) != size:
             self.close()
             raise IndexMismatchError(f"{self.folder / LINES} does not fit {OFFSETS}; build the index again")
 
@@ -108,12 +110,19 @@ class PassageStore(Sequence[Passage]):
 
     def id(self, row: int) -> str:
         """The id of one row, without reading its text."""
-        self._check_open()
-        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        piece = os.pread(self._file, min(_ID_PIECE, end - start), start)
-        if b'"' in piece[len(_ID_PREFIX) :] and b"\\" not in piece[: piece.index(b'"', len(_ID_PREFIX))]:
-            return _line_key(piece).decode("utf-8", "surrogatepass")
-        return str(self[row].id)
+        return self.ids_of(np.array([row]))[0]
+
+    def ids_of(self, rows: np.ndarray) -> list[str]:
+        """The ids of some rows, without reading their texts."""
+        file = self._open_file()
+        found = []
+        starts, lengths = self._spans(rows)
+        for row, start, length in zip(rows.tolist(), starts.tolist(), lengths.tolist(), strict=True):
+            piece = os.pread(file, min(length, _ID_PIECE), start)
+            end = piece.find(b'"', len(_ID_PREFIX))
+            raw = piece[len(_ID_PREFIX) : end]
+            found.append(self[row].id if end < 0 or b"\\" in raw else raw.decode("utf-8", "surrogatepass"))
+        return found
 
     def ids(self) -> Iterator[str]:
         """All ids in corpus order, streamed."""
@@ -138,29 +147,29 @@ class PassageStore(Sequence[Passage]):
         row = self.row(passage_id)
         return None if row is None else self[row]
 
-    def hits(self, rows: Iterable[int], scores: Iterable[float]) -> list[Hit]:
-        """Hits with texts for parallel `rows` and `scores`, in the order given."""
+    def hits(self, rows: np.ndarray | Sequence[int], scores: Sequence[float]) -> list[Hit]:
+        """Hits with texts for parallel `rows` and `scores`, in the order given.
+
+        Raises:
+            IndexError: a row that is not there; -1 is not the last one, it is faiss' word for nothing found.
+        """
+        file = self._open_file()
         found = []
-        for row, score in zip(rows, scores, strict=True):
-            fields = json.loads(self._read(row).decode("utf-8", "surrogatepass"))
+        starts, lengths = self._spans(rows)
+        for start, length, score in zip(starts.tolist(), lengths.tolist(), scores, strict=True):
+            fields = json.loads(os.pread(file, length, start).decode("utf-8", "surrogatepass"))
             found.append(Hit(fields["id"], score, fields["text"], fields["title"], fields.get("meta") or {}))
         return found
 
     def close(self) -> None:
         """Close the file. The store cannot be read afterwards."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._lines.close()
 
     def __enter__(self) -> PassageStore:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            self.close()
 
     def __reduce__(self) -> Any:
         raise TypeError(f"a PassageStore is not picklable; open {self.folder} again in the other process")
@@ -171,14 +180,21 @@ class PassageStore(Sequence[Passage]):
             raise IndexError(f"row {row} of {count} passages")
         return row % count
 
-    def _check_open(self) -> None:
-        if self._file < 0:
+    def _spans(self, rows: np.ndarray | Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        wanted = np.asarray(rows, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows between {wanted.min()} and {wanted.max()} of {len(self)} passages")
+        starts = self._offsets[wanted]
+        return starts, self._offsets[wanted + 1] - starts
+
+    def _open_file(self) -> int:
+        if self._lines.closed:
             raise RetrieverError(f"the passages in {self.folder} have been closed; open the index again")
+        return self._lines.fileno()
 
     def _read(self, row: int) -> bytes:
-        self._check_open()
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
-        return os.pread(self._file, end - start, start)
+        return os.pread(self._open_file(), end - start, start)
 
 
 def _passage(line: bytes) -> Passage:
@@ -335,6 +351,7 @@ def store_in_shards(
             yield shard, batch
             build.commit({"rows": writer.sync()})
             shard += 1
+        build.commit({"rows": writer.sync()})
         writer.finish()
     finally:
         writer.close()
@@ -346,6 +363,9 @@ def _take_up(
     """How many stored rows still hold, in whole shards, and the passages from there on."""
     stream = iter(passages)
     stored, ends = folder / LINES, folder / _OFFSETS_RAW
+    if (folder / OFFSETS).is_file() and not ends.is_file():
+        # Killed after the store was finished (while an index over it was built): the ends are in the finished array.
+        np.load(folder / OFFSETS, allow_pickle=False)[1:].tofile(ends)
     if not committed or not stored.is_file() or not ends.is_file() or ends.stat().st_size < 8 * committed:
         return 0, stream
     pending: list[Passage] = []
