@@ -1,6 +1,6 @@
 """Encoders: bf16 weights and length sorting against the plain loop; MiniLM's SciFact figure beside the published one.
 
-    python benchmarks/encoders.py --quick      # 256 passages, 3 repeats
+    python benchmarks/encoders.py --quick      # 96 passages, 3 repeats
     python benchmarks/encoders.py --scifact    # encodes 5,183 abstracts (about a minute or two), nDCG@10 on 300 claims
 
 Speed claim: sentence-transformers' own `encode` in fp32, batch by batch in arrival order and all at once (it then sorts
@@ -132,7 +132,7 @@ def scifact(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run what was asked for and write one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="256 passages, 3 repeats")
+    parser.add_argument("--quick", action="store_true", help="96 passages, 3 repeats")
     parser.add_argument("--scifact", action="store_true", help="nDCG@10 instead of speed")
     shared = Path(os.environ.get("FROZENLM_SHARED", ROOT.parent / "shared"))
     parser.add_argument("--data", type=Path, default=shared / "data" / "scifact", help="SciFact in BEIR form")
@@ -142,7 +142,7 @@ def main() -> None:
     import sentence_transformers
     import torch
 
-    result = scifact(arguments.data) if arguments.scifact else speed(*((256, 3) if arguments.quick else (2048, 7)))
+    result = scifact(arguments.data) if arguments.scifact else speed(*((96, 3) if arguments.quick else (2048, 7)))
     result["versions"] = {"torch": torch.__version__, "sentence_transformers": sentence_transformers.__version__}
     result["machine"] = {
         "processor": platform.processor() or platform.machine(),

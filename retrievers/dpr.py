@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from retrievers.batching import token_budget_batches
-from retrievers.compute import pick_device, pick_dtype, require, spec_sha256, tokenizer_sha256, weights_sha256
+from retrievers.compute import (
+    pick_batch_tokens,
+    pick_device,
+    pick_dtype,
+    require,
+    spec_sha256,
+    tokenizer_sha256,
+    weights_sha256,
+)
 from retrievers.encoders import Vectors
 from retrievers.errors import RetrieverError
 from retrievers.types import Passage
@@ -40,7 +48,7 @@ class Tower:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         max_length: int = 256,
     ) -> None:
         """Load `model` (folder or hub id) as the transformers class `model_class`.
@@ -66,7 +74,7 @@ class Tower:
         self.tokenizer_sha256 = tokenizer_sha256(self._tokenizer)
         self.max_length = max_length
         self.dim: int = int(loaded.config.projection_dim or loaded.config.hidden_size)
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = pick_batch_tokens(batch_tokens, self._device)
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[Vectors, int]:
         """Vectors [N, D] float32 in the order given, and how many rows were cut to the window.
@@ -116,7 +124,7 @@ class DPREncoder:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         max_length: int = 256,
     ) -> None:
         """Load both encoders (folders or hub ids). `max_length`: tokens a question or passage, special tokens included.
@@ -175,7 +183,7 @@ class SpiderEncoder:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         max_length: int = 256,
     ) -> None:
         """Load the encoder (folder or hub id) in transformers' DPRContextEncoder form.

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from retrievers.batching import token_budget_batches
 from retrievers.compute import (
+    pick_batch_tokens,
     pick_device,
     pick_dtype,
     require,
@@ -75,7 +76,7 @@ class SentenceTransformerEncoder:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         query_prompt: str = "",
         passage_prompt: str = "",
         max_length: int | None = None,
@@ -89,7 +90,7 @@ class SentenceTransformerEncoder:
             revision: hub revision.
             device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
             dtype: of the weights: `float32`, `bfloat16`, or `auto` (bf16 where the device multiplies it natively).
-            batch_tokens: padded tokens a batch.
+            batch_tokens: padded tokens a batch; None suits the device (`retrievers.compute.pick_batch_tokens`).
             query_prompt: text put before each query (`query: ` for E5).
             passage_prompt: text put before each passage.
             max_length: window in tokens, special tokens included; None keeps the model's own.
@@ -128,7 +129,7 @@ class SentenceTransformerEncoder:
                 "use normalize=None, or save the model without that layer."
             )
         self._tokenizer = getattr(self._model, "tokenizer", None)
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = pick_batch_tokens(batch_tokens, place)
         self._prompts = {"query": query_prompt, "passage": passage_prompt}
         self.dim: int = int(self._model.encode([""], show_progress_bar=False).shape[1])
         self.truncated_passages = 0

@@ -13,7 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from retrievers.batching import token_budget_batches
-from retrievers.compute import pick_device, pick_dtype, require, spec_sha256, tokenizer_sha256, weights_sha256
+from retrievers.compute import (
+    pick_batch_tokens,
+    pick_device,
+    pick_dtype,
+    require,
+    spec_sha256,
+    tokenizer_sha256,
+    weights_sha256,
+)
 from retrievers.cross_encoder import load_cross_encoder, pair_logits, tokenize_pairs, window_of
 from retrievers.encoders import titled
 from retrievers.errors import RetrieverError
@@ -33,7 +41,7 @@ class CrossEncoderReranker:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
     ) -> None:
         """Load the model.
@@ -43,7 +51,7 @@ class CrossEncoderReranker:
             revision: hub revision.
             device: `auto`, `cpu`, `cuda[:n]`.
             dtype: of the weights below the head: `float32`, `bfloat16`, `auto`.
-            batch_tokens: padded tokens a batch.
+            batch_tokens: padded tokens a batch; None suits the device (`retrievers.compute.pick_batch_tokens`).
             max_length: tokens a pair; None is the model's own window, at most 512.
 
         Raises:
@@ -58,7 +66,7 @@ class CrossEncoderReranker:
         self.precision = str(torch_dtype).removeprefix("torch.")
         self._model = loaded.requires_grad_(False).to(self._device, torch_dtype)
         _keep_head_in_float32(self._model)
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = pick_batch_tokens(batch_tokens, self._device)
         self.truncated_passages = 0
 
     def rerank(self, queries: Sequence[str], hits: Sequence[Sequence[Hit]], k: int) -> list[list[Hit]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from retrievers.batching import token_budget_batches
-from retrievers.compute import pick_device
+from retrievers.compute import pick_batch_tokens, pick_device
 from retrievers.cross_encoder import load_cross_encoder, pair_logits, save_cross_encoder, tokenize_pairs, window_of
 from retrievers.encoders import titled
 from retrievers.errors import RetrieverError
@@ -159,7 +159,7 @@ class CrossEncoderTrainer:
         seed: int = 0,
         max_length: int | None = None,
         device: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
     ) -> None:
         """Load the model in fp32, ready to train.
 
@@ -168,16 +168,17 @@ class CrossEncoderTrainer:
             seed: of a new head.
             max_length: tokens a pair; None is the model's own window, at most 512.
             device: `auto`, `cpu`, `cuda[:n]`.
-            batch_tokens: padded tokens a batch in `evaluate`.
+            batch_tokens: padded tokens a batch in `evaluate`; None suits the device.
 
         Raises:
             RetrieverError: the model cannot be loaded.
         """
         self.module, self.tokenizer = load_cross_encoder(model, new_head_seed=seed)
         self.window = window_of(self.module, self.tokenizer, max_length)
-        self.module.to(pick_device(device))
+        place = pick_device(device)
+        self.module.to(place)
         self._base = model
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = pick_batch_tokens(batch_tokens, place)
 
     def loss(self, examples: Sequence[RankingExample]) -> torch.Tensor:
         """The listwise loss of a batch, differentiable.
