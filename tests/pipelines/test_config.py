@@ -86,7 +86,8 @@ def test_which_retrievers_need_a_corpus() -> None:
     run = c.Precomputed(kind="precomputed", file=Path("/r.json"))
     assert not c.needs_corpus(ours) and not c.needs_corpus(run)
     assert c.needs_corpus(c.BM25(kind="bm25"))
-    assert c.needs_corpus(c.Precomputed(kind="precomputed", file=Path("/r.trec"), format="trec"))
+    asked = c.Questions(path=Path("/q.jsonl"))
+    assert c.needs_corpus(c.Precomputed(kind="precomputed", file=Path("/r.trec"), format="trec", questions=asked))
     assert c.needs_corpus(c.Hybrid(kind="hybrid", rule="rrf", members={"a": ours, "b": c.BM25(kind="bm25")}))
 
 
