@@ -133,7 +133,7 @@ class BM25Retriever:
             if log:
                 log(memory_estimate(sample, expected_passages, analyzer, fields=fields, backend=backend, dtype=dtype))
             terms = _analyse(build, chain(sample, stream), analyzer, fields, shard_rows, expected_passages, progress)
-            tokens = TokenShards(build.folder / _TOKENS)
+            tokens = TokenShards(build.scratch / _TOKENS)
             if progress:
                 progress("index", 0, len(tokens))
             if not terms:
@@ -141,11 +141,11 @@ class BM25Retriever:
             with clear_write_errors(build.folder):
                 if backend == "bm25s":
                     _index_with_bm25s(tokens, terms, spec, build.folder / _INDEX)
-                    shutil.rmtree(build.folder / _TOKENS)
                 else:
                     write_json(build.folder / "vocabulary.json", list(terms))
-                    for path in (build.folder / _TOKENS).glob("terms-*.json"):
-                        path.unlink()
+                    (build.folder / _TOKENS).mkdir(exist_ok=True)
+                    for path in tokens.files:
+                        shutil.copyfile(path, build.folder / _TOKENS / path.name)
             if progress:
                 progress("index", len(tokens), len(tokens))
             Manifest.write(build.folder, kind=KIND, spec=spec, counts={"passages": len(tokens), "terms": len(terms)})
@@ -305,7 +305,7 @@ def _analyse(
     progress: Progress | None,
 ) -> dict[str, int]:
     """Store the passages and write their token ids, shard by shard; the vocabulary, term -> number."""
-    folder = build.folder / _TOKENS
+    folder = build.scratch / _TOKENS
     with clear_write_errors(folder):
         folder.mkdir(exist_ok=True)
     terms: dict[str, int] = {}

@@ -131,6 +131,11 @@ class TokenShards:
         self._lengths = [folder / f"lengths-{path.stem.removeprefix('tokens-')}.npy" for path in self._files]
         self._count = sum(len(np.load(path, mmap_mode="r", allow_pickle=False)) for path in self._lengths)
 
+    @property
+    def files(self) -> list[Path]:
+        """All files that the tokens lie in."""
+        return [*self._files, *self._lengths]
+
     def __len__(self) -> int:
         return self._count
 

@@ -24,6 +24,7 @@ MAX_JSON_BYTES = 64 * 2**20
 _CHUNK = 2**20
 _BUILD_FILE = "build.json"
 _PROGRESS_FILE = "progress.json"
+SCRATCH = "scratch"
 
 
 def sha256_file(path: Path) -> str:
@@ -130,7 +131,9 @@ class FolderBuild:
     """A folder under construction: `<folder>.building`, locked by one process, renamed to `<folder>` by `finish`.
 
     An interrupted build is taken up again where it was committed last, if it was begun with the same `spec`; otherwise
-    its remains are deleted and the build starts anew. The commit record is `progress`, any small JSON mapping.
+    its remains are deleted and the build starts anew. The commit record is `progress`, any small JSON mapping. What
+    only the build itself needs goes below `scratch`, which is not part of the result; it is deleted after the folder
+    has its name, not before, so that a kill in the last moment does not cost the whole work.
 
         with FolderBuild(folder, spec=spec) as build:
             start = build.progress.get("rows", 0)
@@ -151,6 +154,7 @@ class FolderBuild:
         self.final = Path(folder)
         self.folder = self.final.with_name(self.final.name + ".building")
         self._replaced = self.final.with_name(self.final.name + ".replaced")
+        self.scratch = self.folder / SCRATCH
         self.spec = dict(spec)
         self.overwrite = overwrite
         self.resumed = False
@@ -181,6 +185,8 @@ class FolderBuild:
         else:
             self._clear()
             write_json(self.folder / _BUILD_FILE, self.spec)
+        with clear_write_errors(self.folder):
+            self.scratch.mkdir(exist_ok=True)
         return self
 
     def _begun_with_the_same_spec(self) -> bool:
@@ -222,6 +228,8 @@ class FolderBuild:
             sync_folder(self.final.parent)
             for name in (_PROGRESS_FILE, _BUILD_FILE):
                 (self.final / name).unlink(missing_ok=True)
+            if (self.final / SCRATCH).exists():
+                shutil.rmtree(self.final / SCRATCH)
             if self._replaced.exists():
                 shutil.rmtree(self._replaced)
         return self.final

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from retrievers.errors import IndexMismatchError
-from retrievers.files import MAX_JSON_BYTES, canonical_json, sha256_file, sha256_json, write_json
+from retrievers.files import MAX_JSON_BYTES, SCRATCH, canonical_json, sha256_file, sha256_json, write_json
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -68,7 +68,7 @@ class Manifest:
 
     @classmethod
     def write(cls, folder: Path, *, kind: str, spec: Mapping[str, Any], counts: Mapping[str, int]) -> Manifest:
-        """Hash every file below `folder` and write the manifest. Call it last.
+        """Hash every file below `folder`, but for `scratch`, and write the manifest. Call it last.
 
         Args:
             spec: JSON-serialisable, without NaN; it comes back from `open` as JSON gives it back (tuples become lists).
@@ -79,7 +79,7 @@ class Manifest:
         files = {
             name: FileEntry(sha256_file(path), path.stat().st_size)
             for name, path in sorted(_files_below(folder))
-            if name not in (MANIFEST, "progress.json", "build.json")
+            if name not in (MANIFEST, "progress.json", "build.json") and not name.startswith(f"{SCRATCH}/")
         }
         plain: dict[str, Any] = json.loads(canonical_json({"spec": dict(spec), "counts": dict(counts)}))
         manifest = cls(kind=kind, spec=plain["spec"], counts=plain["counts"], files=files)

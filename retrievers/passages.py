@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 
 from retrievers.errors import CorpusError, IndexMismatchError, RetrieverError
-from retrievers.files import FolderBuild, clear_write_errors, write_bytes
+from retrievers.files import SCRATCH, FolderBuild, clear_write_errors, write_bytes
 from retrievers.types import Hit, Passage
 
 LINES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 ORDER = "passages.order.npy"
 RANK = "passages.rank.npy"
-_OFFSETS_RAW = "passages.offsets.raw"
+_OFFSETS_RAW = f"{SCRATCH}/passages.offsets.raw"
 _ID_PREFIX = '{"id":"'
 _ID_PIECE = 160
 
@@ -219,6 +219,7 @@ class PassageWriter:
         self.folder = folder
         self.rows = rows
         with clear_write_errors(folder):
+            (folder / SCRATCH).mkdir(exist_ok=True)
             for name in (LINES, _OFFSETS_RAW):
                 (folder / name).touch()
             os.truncate(folder / _OFFSETS_RAW, 8 * rows)
@@ -271,7 +272,6 @@ class PassageWriter:
         with clear_write_errors(self.folder):
             for name, array in ((OFFSETS, offsets), (ORDER, order), (RANK, rank)):
                 np.save(self.folder / name, array, allow_pickle=False)
-            (self.folder / _OFFSETS_RAW).unlink()
 
     def _id_order(self) -> np.ndarray:
         with (self.folder / LINES).open("rb") as lines:
@@ -318,6 +318,8 @@ def write_passages(passages: Iterable[Passage], folder: Path) -> PassageStore:
         while shard := list(islice(stream, SHARD_ROWS)):
             writer.add(shard)
         writer.finish()
+        (folder / _OFFSETS_RAW).unlink()
+        (folder / SCRATCH).rmdir()
     finally:
         writer.close()
     return PassageStore(folder)
