@@ -96,8 +96,8 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def pick_batch_tokens(batch_tokens: int | None, device: torch.device) -> int:
     """Padded tokens a batch; None is 2,048 on a CPU and 32,768 on an accelerator.
 
-    On a CPU a batch pays while its activations fit into the cache: MiniLM took 88 passages a CPU second with 2,048 tokens
-    and 50 with 16,384 (AMD EPYC, bf16, 10 to 200 words). A GPU is only filled by the larger one.
+    On a CPU a batch pays while its activations fit into the cache: MiniLM took 88 passages a CPU second with 2,048
+    tokens and 50 with 16,384 (AMD EPYC, bf16, 10 to 200 words). A GPU is only filled by the larger one.
     """
     if batch_tokens is None:
         return 2_048 if device.type == "cpu" else 32_768
