@@ -30,6 +30,7 @@ Rows = npt.NDArray[np.int64]
 
 _BLOCK_ROWS = 131_072
 _RESCORE_ROWS = 4_096
+_GROUP = 16
 _FP32_UNIT = 2.0**-24
 _BF16_UNIT = 2.0**-8
 
@@ -178,9 +179,9 @@ class ExactSearch:
                 scores = torch.from_numpy(block.numpy() @ queries[0])[None]
             else:
                 scores = rounded @ block.T
-            top = scores.topk(min(wanted, scores.shape[1]), dim=1)
-            best_scores.append(top.values)
-            best_rows.append(top.indices + start)
+            values, columns = largest(scores, min(wanted, scores.shape[1]))
+            best_scores.append(values)
+            best_rows.append(columns + start)
         if len(best_scores) > 1:
             joined = torch.cat(best_scores, dim=1)
             top = joined.topk(wanted, dim=1)
@@ -274,6 +275,25 @@ class ExactSearch:
         if self._device.type == "cuda":
             return needed < torch.cuda.mem_get_info(self._device)[0] / 2
         return needed < os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+
+
+def largest(scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of each row [B, N]: values, descending, and columns, both [B, count].
+
+    Long rows are thinned first: columns are put into groups, and only the groups with the `count` best maxima can hold
+    one of the `count` best numbers. On a CPU that halves the time of `topk`, which is not small beside a bf16 matmul.
+    """
+    batch, width = scores.shape
+    groups = width // _GROUP
+    if groups < 4 * count or scores.device.type != "cpu":
+        top = scores.topk(count, dim=1)
+        return top.values, top.indices
+    whole = groups * _GROUP
+    kept = scores[:, :whole].view(batch, _GROUP, groups).amax(1).topk(count, dim=1, sorted=False).indices
+    columns = (kept[:, None, :] + torch.arange(_GROUP)[None, :, None] * groups).flatten(1)
+    columns = torch.cat([columns, torch.arange(whole, width).expand(batch, -1)], dim=1)
+    top = scores.gather(1, columns).topk(count, dim=1)
+    return top.values, columns.gather(1, top.indices)
 
 
 def bfloat16_bits(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from retrievers.errors import RetrieverError
-from retrievers.search import ExactSearch, bfloat16_bits, measure
+from retrievers.search import ExactSearch, bfloat16_bits, largest, measure
 
 
 def brute_force(vectors: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,3 +111,13 @@ def test_spread_is_the_largest_norm_and_rounding_residual() -> None:
 def test_bad_input_is_refused(shards: list[np.ndarray], queries: np.ndarray, k: int, message: str) -> None:
     with pytest.raises(RetrieverError, match=message):
         ExactSearch(shards, device="cpu").search(queries, k)
+
+
+@pytest.mark.parametrize("width", [5, 160, 1000, 1003])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_largest_equals_topk(width: int, dtype: torch.dtype) -> None:
+    scores = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values, columns = largest(scores, 5)
+    assert torch.equal(values, scores.topk(5, dim=1).values)
+    assert torch.equal(values, scores.gather(1, columns))
+    assert all(len(set(row.tolist())) == 5 for row in columns)
