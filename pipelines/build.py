@@ -165,7 +165,8 @@ def _hybrid(config: c.Retrieval, block: c.Hybrid, *, allow_import: bool, log: Lo
 
 
 def _precomputed(config: c.Retrieval, block: c.Precomputed) -> Retriever:
-    from retrievers.passages import PassageStore, write_passages
+    from retrievers.passage_writer import write_passages
+    from retrievers.passages import PassageStore
     from retrievers.runs import PrecomputedRetriever
 
     if block.format == "dpr" or block.questions is None:

@@ -21,7 +21,8 @@ from retrievers.errors import RetrieverError
 from retrievers.faiss_index import KINDS, build_faiss, checked_parameters
 from retrievers.files import FolderBuild, read_json, write_json
 from retrievers.manifest import Manifest
-from retrievers.passages import PassageStore, save_array, store_in_shards
+from retrievers.passage_writer import save_array, store_in_shards
+from retrievers.passages import PassageStore
 from retrievers.types import Passage
 
 KIND = "dense"

@@ -1,5 +1,7 @@
 """Every promise a retriever can break is found, and the plug-in is named."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,3 +94,13 @@ def test_a_reranked_list_is_judged_by_its_new_scores() -> None:
         check_reranked("r", ["q"], before, [before[0][:1]], 2)
     with pytest.raises(RetrieverError, match=r"rises from 3\.0 to 9\.0"):
         check_hits("r", ["q"], [after[0][::-1]], 2)
+
+
+def test_importing_the_package_and_its_light_modules_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, retrievers\n"
+        "from retrievers import bm25, cache, corpus, hybrid, manifest, metrics, passages, runs\n"
+        "heavy = {'torch', 'faiss', 'numba', 'bm25s', 'sentence_transformers', 'transformers', 'datasets'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from retrievers.errors import CorpusError, IndexMismatchError, RetrieverError
 from retrievers.files import FolderBuild, sha256_file
 from retrievers.manifest import Manifest
-from retrievers.passages import PassageStore, corpus_fingerprint, passage_line, store_in_shards, write_passages
+from retrievers.passage_writer import store_in_shards, write_passages
+from retrievers.passages import PassageStore, corpus_fingerprint, passage_line
 from retrievers.types import Hit, Passage
 
 PASSAGES = [Passage(str(i), f"text {i}", f"title {i}", {"page": i} if i % 3 else {}) for i in range(25)]

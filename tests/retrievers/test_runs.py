@@ -7,7 +7,7 @@ import pytest
 
 from retrievers.check import check_retriever
 from retrievers.errors import CorpusError, RetrieverError
-from retrievers.passages import write_passages
+from retrievers.passage_writer import write_passages
 from retrievers.runs import (
     PrecomputedRetriever,
     read_dpr_json,
