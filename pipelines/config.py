@@ -120,7 +120,7 @@ class Encoder(Block):
     question_model: ModelName | None = None
     revision: str | None = None
     max_length: Positive = 256
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Device = "auto"
 
@@ -224,7 +224,7 @@ class CrossEncoder(Block):
     checkpoint: Name | None = None
     revision: str | None = None
     max_length: Positive = 256
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: Device = "auto"
 

@@ -14,7 +14,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.questions import read_questions
 from pipelines.evaluation.run import evaluate
 from pipelines.indexing import build_indexes
-from pipelines.loader import find_config, load_config
+from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 from pipelines.training import train
 from retrievers.files import sha256_json
@@ -26,10 +26,18 @@ QUESTIONS = (
 )
 
 
-def run_demo(config: Any, *, log: Log, console: Console | None = None) -> dict[str, dict[str, Any]]:
+def run_demo(
+    config: Any, *, log: Log, ranking: c.RerankerJob | None = None, console: Console | None = None
+) -> dict[str, dict[str, Any]]:
     """Index, train the re-ranker and the soft prompt, evaluate four readers, answer three questions.
 
     Everything goes below the config's workspace; what is there already is used again.
+
+    Args:
+        config: of kind frozen_reader.
+        log: told what happens.
+        ranking: how the re-ranker is trained; `reranker.yaml` in the same workspace by default.
+        console: where the table and the answers go.
 
     Returns:
         The metrics of each reader by name.
@@ -45,7 +53,7 @@ def run_demo(config: Any, *, log: Log, console: Console | None = None) -> dict[s
     console.rule("1. index")
     build_indexes(config, log=log)
     console.rule("2. train the re-ranker")
-    train(load_config(find_config("reranker.yaml")), log=log)
+    train(ranking or load_config("reranker.yaml", overrides=[f"workspace={config.workspace}"]), log=log)
     console.rule("3. train the reader's soft prompt")
     plain = config.model_copy(update={"reranker": None})
     train(plain, log=log)

@@ -12,6 +12,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import regex
@@ -26,7 +27,6 @@ DEFAULT_MEASURES = ("nDCG@10", "RR", "AP", "R@100")
 _TOKEN = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_MEMO = 200_000
 
 
 def dpr_tokens(text: str) -> list[str]:
@@ -39,6 +39,8 @@ def squad_normalized(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
 
 
+# The same passages are found by many questions of one evaluation; 32,768 of them are some 30 MB.
+@lru_cache(maxsize=32_768)
 def _dpr_form(text: str) -> str:
     # No token holds a space, so "contiguous sub-list" is "sub-string between spaces", and that runs in C.
     return f" {' '.join(dpr_tokens(text))} "
@@ -85,7 +87,7 @@ def first_answer_places(
 ) -> list[int | None]:
     """For each question the place (from 0) of the first hit whose text has an answer, or None. Titles do not count.
 
-    Each passage is tokenised once, however many questions found it.
+    A passage that many questions find is tokenised once, as long as it is among the last 32,768.
 
     Raises:
         RetrieverError: lists of different lengths, a question without answers, an empty answer, an unknown matcher.
@@ -93,17 +95,12 @@ def first_answer_places(
     if len(results) != len(answers):
         raise RetrieverError(f"{len(results)} result lists for {len(answers)} questions' answers; expected as many")
     form = _form(matcher)
-    memo: dict[str, str] = {}
     places: list[int | None] = []
     for found, gold in zip(results, answers, strict=True):
         wanted = _answer_forms(gold, matcher)
         place = None
         for number, hit in enumerate(found):
-            text = memo.get(hit.text)
-            if text is None:
-                if len(memo) >= _MEMO:
-                    memo.clear()
-                text = memo[hit.text] = form(hit.text)
+            text = form(hit.text)
             if any(answer in text for answer in wanted):
                 place = number
                 break
