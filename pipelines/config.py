@@ -217,12 +217,14 @@ Retriever = Annotated[
 
 class CrossEncoder(Block):
     """Question and passage read jointly. `checkpoint` names a re-ranker trained into the workspace;
-    without it `model` must be a trained one."""
+    without it `model` must be a trained one. With `retrieval_weight` the model learns what to add to so many times the
+    retriever's score, which takes far fewer questions than learning to rank from nothing (our choice)."""
 
     kind: Literal["cross_encoder"]
     model: ModelName
     checkpoint: Name | None = None
     revision: str | None = None
+    retrieval_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_length: Positive = 256
     batch_tokens: Positive | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -337,13 +339,15 @@ class Surface(Block):
 
 class Questions(Block):
     """A file of questions with answers. `qrels` (BEIR) adds the gold passages, and leaves only the questions that it
-    judges. Of these the first `skip` are passed over and at most `limit` taken."""
+    judges. Of these the first `skip` are passed over and at most `limit` taken; `sample` draws that many of them,
+    always the same ones."""
 
     path: LocalPath
     format: Literal["auto", "nq_open", "dpr_csv", "squad", "beir", "jsonl"] = "auto"
     qrels: LocalPath | None = None
     skip: Count = 0
     limit: Positive | None = None
+    sample: Positive | None = None
 
 
 class Training(Block):

@@ -43,6 +43,7 @@ class CrossEncoderReranker:
         dtype: str = "auto",
         batch_tokens: int | None = None,
         max_length: int | None = None,
+        retrieval_weight: float = 0.0,
     ) -> None:
         """Load the model.
 
@@ -53,6 +54,10 @@ class CrossEncoderReranker:
             dtype: of the weights below the head: `float32`, `bfloat16`, `auto`.
             batch_tokens: padded tokens a batch; None suits the device (`retrievers.compute.pick_batch_tokens`).
             max_length: tokens a pair; None is the model's own window, at most 512.
+            retrieval_weight: the re-rank score is the logit plus this many times the retriever's score (our choice).
+            A model
+                trained on few questions then corrects the retriever's order instead of replacing it; it must have been
+                trained with the same weight behind the same retriever.
 
         Raises:
             RetrieverError: the model cannot be loaded or was never trained to rank.
@@ -66,6 +71,7 @@ class CrossEncoderReranker:
         self.precision = str(torch_dtype).removeprefix("torch.")
         self._model = loaded.requires_grad_(False).to(self._device, torch_dtype)
         _keep_head_in_float32(self._model)
+        self._retrieval_weight = retrieval_weight
         self._batch_tokens = pick_batch_tokens(batch_tokens, self._device)
         self.truncated_passages = 0
 
@@ -80,6 +86,9 @@ class CrossEncoderReranker:
             (query, titled(hit.title, hit.text)) for query, found in zip(queries, hits, strict=True) for hit in found
         ]
         scores = self.score([query for query, _ in pairs], [passage for _, passage in pairs])
+        if self._retrieval_weight:
+            retrieved = np.array([hit.score for found in hits for hit in found], dtype=np.float64)
+            return ranked(hits, scores + self._retrieval_weight * retrieved, k)
         return ranked(hits, scores, k)
 
     def score(self, questions: Sequence[str], passages: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -108,6 +117,8 @@ class CrossEncoderReranker:
         """SHA-256 over weights, tokenizer, window and precision."""
         tokenizer = tokenizer_sha256(self._tokenizer)
         spec = {"weights": self._weights, "tokenizer": tokenizer, "window": self._window, "precision": self.precision}
+        if self._retrieval_weight:
+            spec["retrieval_weight"] = self._retrieval_weight
         return f"cross-encoder:{spec_sha256(spec)}"
 
     def close(self) -> None:

@@ -41,11 +41,17 @@ class RankingQuestion:
 
 @dataclass(frozen=True)
 class RankingExample:
-    """One question, one good passage, at least one bad passage."""
+    """One question, one good passage, at least one bad passage.
+
+    Attributes:
+        scores: the retriever's scores of positive and negatives; a positive that the retriever missed has the lowest
+        of its list.
+    """
 
     question: str
     positive: str
     negatives: tuple[str, ...]
+    scores: tuple[float, ...] = ()
 
     @property
     def passages(self) -> tuple[str, ...]:
@@ -121,16 +127,20 @@ def mine_negatives(
                 f"question {question.id!r} has neither answers nor gold passage ids; it teaches nothing."
             )
         good = [_is_good(question, hit) for hit in found]
-        gold = _gold(question, found, passage)
-        positive = gold or next((titled(h.title, h.text) for h, ok in zip(found, good, strict=True) if ok), None)
-        bad = [titled(h.title, h.text) for h, ok in zip(found[:depth], good, strict=False) if not ok]
+        lowest = min((h.score for h in found), default=0.0)
+        gold = _gold(question, found, passage, lowest)
+        positive = gold or next(
+            ((titled(h.title, h.text), h.score) for h, ok in zip(found, good, strict=True) if ok), None
+        )
+        bad = [(titled(h.title, h.text), h.score) for h, ok in zip(found[:depth], good, strict=False) if not ok]
         if positive is None or not bad:
             counts["without_positive" if positive is None else "without_negative"] += 1
             continue
         drawn = random.Random(f"{seed}:{question.id}").sample(bad, min(negatives, len(bad)))
         counts["gold_positives"] += gold is not None
         counts["few_negatives"] += len(drawn) < negatives
-        examples.append(RankingExample(question.text, positive, tuple(drawn)))
+        texts, scores = zip(positive, *drawn, strict=True)
+        examples.append(RankingExample(question.text, texts[0], texts[1:], scores))
     return Mined(tuple(examples), len(questions), **counts)
 
 
@@ -158,6 +168,7 @@ class CrossEncoderTrainer:
         *,
         seed: int = 0,
         max_length: int | None = None,
+        retrieval_weight: float = 0.0,
         device: str = "auto",
         batch_tokens: int | None = None,
     ) -> None:
@@ -167,6 +178,8 @@ class CrossEncoderTrainer:
             model: folder or hub id.
             seed: of a new head.
             max_length: tokens a pair; None is the model's own window, at most 512.
+            retrieval_weight: the model learns what to add to this many times the retriever's score (our choice; see
+                `CrossEncoderReranker`).
             device: `auto`, `cpu`, `cuda[:n]`.
             batch_tokens: padded tokens a batch in `evaluate`; None suits the device.
 
@@ -178,6 +191,7 @@ class CrossEncoderTrainer:
         place = pick_device(device)
         self.module.to(place)
         self._base = model
+        self._retrieval_weight = retrieval_weight
         self._batch_tokens = pick_batch_tokens(batch_tokens, place)
 
     def loss(self, examples: Sequence[RankingExample]) -> torch.Tensor:
@@ -196,8 +210,21 @@ class CrossEncoderTrainer:
 
         features = self.collate(examples)
         scores = pair_logits(self.module, self.tokenizer, features, next(self.module.parameters()).device)
+        scores = scores + self._retrieved(examples).to(scores.device)
         pieces = scores.split([len(example.passages) for example in examples])
         return torch.nn.utils.rnn.pad_sequence(list(pieces), batch_first=True, padding_value=-torch.inf)
+
+    def _retrieved(self, examples: Sequence[RankingExample]) -> torch.Tensor:
+        """What the retriever's scores add to the logits of all pairs, [sum of list lengths]."""
+        import torch
+
+        if self._retrieval_weight and any(len(e.scores) != len(e.passages) for e in examples):
+            raise RetrieverError(
+                "retrieval_weight needs the retriever's score of every passage; mine the examples anew."
+            )
+        if not self._retrieval_weight:
+            return torch.zeros(sum(len(example.passages) for example in examples))
+        return self._retrieval_weight * torch.tensor([score for example in examples for score in example.scores])
 
     def collate(self, examples: Sequence[RankingExample]) -> list[dict[str, list[int]]]:
         """All pairs of a batch, tokenised: each example's positive, then its negatives."""
@@ -224,6 +251,7 @@ class CrossEncoderTrainer:
             for rows in token_budget_batches([len(f["input_ids"]) for f in features], batch_tokens=self._batch_tokens):
                 scores[rows] = pair_logits(self.module, self.tokenizer, [features[r] for r in rows], device).cpu()
         self.module.train(training)
+        scores += self._retrieved(examples)
         total, start = 0.0, 0
         for example in examples:
             own = scores[start : start + len(example.passages)]
@@ -234,7 +262,11 @@ class CrossEncoderTrainer:
     def save(self, folder: str | Path, card: Mapping[str, Any], *, overwrite: bool = False) -> Manifest:
         """Write the model as a folder that `CrossEncoderReranker` opens; see `save_cross_encoder`."""
         return save_cross_encoder(
-            self.module, self.tokenizer, folder, {"base": self._base, **card}, overwrite=overwrite
+            self.module,
+            self.tokenizer,
+            folder,
+            {"base": self._base, "retrieval_weight": self._retrieval_weight, **card},
+            overwrite=overwrite,
         )
 
 
@@ -246,13 +278,13 @@ def _is_good(question: RankingQuestion, hit: Hit) -> bool:
 
 
 def _gold(
-    question: RankingQuestion, found: Sequence[Hit], passage: Callable[[str], Passage | None] | None
-) -> str | None:
+    question: RankingQuestion, found: Sequence[Hit], passage: Callable[[str], Passage | None] | None, lowest: float
+) -> tuple[str, float] | None:
     for hit in found:
         if hit.passage_id in question.gold_ids:
-            return titled(hit.title, hit.text)
+            return titled(hit.title, hit.text), hit.score
     for passage_id in sorted(question.gold_ids) if passage is not None else ():
         gold = passage(passage_id) if passage is not None else None
         if gold is not None:
-            return titled(gold.title, gold.text)
+            return titled(gold.title, gold.text), lowest
     return None

@@ -6,6 +6,7 @@ Every fault is a `ConfigError` with file and line. Answers in csv files are Pyth
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -105,7 +106,11 @@ def read_questions(
             )
         unjudged, found = len(found) - len(kept), kept
     end = None if limit is None else skip + limit
-    return QuestionList(islice(found, skip, end), path=path, sha256=sha256_file(path), unjudged=unjudged)
+    chosen = list(islice(found, skip, end))
+    size = source.sample if isinstance(source, Questions) else None
+    if size is not None and size < len(chosen):
+        chosen = [chosen[i] for i in sorted(random.Random(0).sample(range(len(chosen)), size))]
+    return QuestionList(chosen, path=path, sha256=sha256_file(path), unjudged=unjudged)
 
 
 def _judged(path: Path) -> dict[str, dict[str, int]]:

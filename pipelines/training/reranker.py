@@ -51,6 +51,7 @@ def train_reranker(config: c.RerankerJob, *, restart: bool, log: Log) -> dict[st
             block.model,
             seed=config.seed,
             max_length=block.max_length,
+            retrieval_weight=block.retrieval_weight,
             device=block.device,
             batch_tokens=block.batch_tokens,
         )
@@ -66,7 +67,12 @@ def train_reranker(config: c.RerankerJob, *, restart: bool, log: Log) -> dict[st
         out=folder.parent / f"{block.checkpoint}.run",
         settings=loop_settings(training, config.seed),
         evaluate=(lambda: trainer.evaluate(dev.examples)) if dev is not None and dev.examples else None,
-        identity={"data": _digest(mined.examples), "base": block.model, "max_length": block.max_length},
+        identity={
+            "data": _digest(mined.examples),
+            "base": block.model,
+            "max_length": block.max_length,
+            "retrieval_weight": block.retrieval_weight,
+        },
         trackers=training.trackers,
         log=log,
         restart=restart,
@@ -109,5 +115,5 @@ def _mine(
 
 
 def _digest(examples: Sequence[RankingExample]) -> str:
-    text = json.dumps([[e.question, e.positive, list(e.negatives)] for e in examples])
+    text = json.dumps([[e.question, *e.passages, *e.scores] for e in examples])
     return hashlib.sha256(text.encode()).hexdigest()
