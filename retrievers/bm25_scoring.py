@@ -9,10 +9,8 @@ the question.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,99 +22,6 @@ _RESULTS_AT_ONCE = 4_000_000
 _PARALLEL = threading.Lock()
 
 Ranked = tuple[np.ndarray, np.ndarray]
-
-
-@cache
-def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The compiled ranking function, serial and parallel; compiled at first use, not at import."""
-    from bm25s.numba.retrieve_utils import _compute_relevance_from_scores_jit_ready as score_all
-    from numba import njit, prange
-
-    depth = 64
-
-    @njit(nogil=True)
-    def kth_largest(values: Any, k: int) -> float:
-        return np.partition(values, len(values) - k)[len(values) - k]
-
-    @njit(nogil=True)
-    def column_maxima(found: Any, width: int) -> Any:
-        """The maximum of each column when `found` is written in lines of `width`; this runs in vector instructions."""
-        maxima = found[:width].copy()
-        for start in range(width, len(found), width):
-            line = found[start : start + width]
-            for at in range(len(line)):
-                maxima[at] = line[at] if line[at] > maxima[at] else maxima[at]
-        return maxima
-
-    @njit(nogil=True)
-    def best(found: Any, floor: float, rank: Any, scores: Any, rows: Any) -> int:
-        """Fill `scores` and `rows` [k] with the best by (-score, rank) above `floor`; how many there are.
-
-        The k-th largest of the columns' maxima is no larger than the k-th best score, and close to it, so few rows are
-        ever looked at one by one.
-        """
-        k = len(scores)
-        width = -(-len(found) // depth)
-        maxima = column_maxima(found, width)
-        bar = max(kth_largest(maxima, k), floor) if width >= k else floor
-        looked_at = (maxima >= bar) & (maxima > floor)
-        chosen = np.empty(depth * looked_at.sum(), np.int64)
-        size = 0
-        for column in range(width):
-            if looked_at[column]:
-                for row in range(column, len(found), width):
-                    chosen[size] = row
-                    size += (found[row] >= bar) & (found[row] > floor)
-        chosen = chosen[:size]
-        if size > k:
-            bar = kth_largest(found[chosen], k)
-            chosen = chosen[found[chosen] >= bar]
-        order = chosen[np.argsort(-found[chosen])]
-        start = 0
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and found[order[end]] == found[order[start]]:
-                end += 1
-            if end > start + 1:
-                order[start:end] = order[start:end][np.argsort(rank[order[start:end]])]
-            start = end
-        size = min(k, len(order))
-        rows[:size] = order[:size]
-        for at in range(size):
-            scores[at] = found[order[at]]
-        return size
-
-    @njit(nogil=True)
-    def rank_query(
-        wanted: Any, data: Any, indptr: Any, indices: Any, absent: Any, rank: Any, scores: Any, rows: Any
-    ) -> int:
-        found = score_all(data, indptr, indices, len(rank), wanted, data.dtype)
-        floor = data.dtype.type(0)
-        if len(absent):
-            for term in wanted:
-                floor += absent[term]
-            found += floor
-        return best(found, floor, rank, scores, rows)
-
-    # Every output is an argument of its own: what a prange writes into an array unpacked from a tuple is lost (numba
-    # 0.68).
-    def rank_queries(
-        terms: Any,
-        starts: Any,
-        data: Any,
-        indptr: Any,
-        indices: Any,
-        absent: Any,
-        rank: Any,
-        scores: Any,
-        rows: Any,
-        counts: Any,
-    ) -> None:
-        for query in prange(len(starts) - 1):
-            wanted = terms[starts[query] : starts[query + 1]]
-            counts[query] = rank_query(wanted, data, indptr, indices, absent, rank, scores[query], rows[query])
-
-    return njit(nogil=True)(rank_queries), njit(nogil=True, parallel=True)(rank_queries)
 
 
 class TokenShards:
@@ -191,10 +96,11 @@ class Bm25sScorer:
         scores = np.empty((len(queries), k), self._data.dtype)
         rows = np.empty((len(queries), k), np.int64)
         counts = np.empty(len(queries), np.int64)
-        serial, parallel = _kernels()
+        from retrievers import bm25_kernels
+
         arguments = (terms, starts, self._data, self._indptr, self._indices, self._absent, self._rank)
         if self._threads == 1 or len(queries) == 1:
-            serial(*arguments, scores, rows, counts)
+            bm25_kernels.serial(*arguments, scores, rows, counts)
         else:
             import numba
 
@@ -203,7 +109,7 @@ class Bm25sScorer:
                 most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
                 numba.set_num_threads(min(self._threads, most))
                 try:
-                    parallel(*arguments, scores, rows, counts)
+                    bm25_kernels.parallel(*arguments, scores, rows, counts)
                 finally:
                     numba.set_num_threads(before)
         for query, count in enumerate(counts.tolist()):
