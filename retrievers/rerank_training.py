@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ class RankingExample:
     question: str
     positive: str
     negatives: tuple[str, ...]
-    scores: tuple[float, ...] = ()
+    scores: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def passages(self) -> tuple[str, ...]:

@@ -75,6 +75,21 @@ def test_hits_come_in_the_order_of_the_logits_and_keep_the_retrievers_score(fold
         assert [h.rerank_score for h in found] == pytest.approx([logits[row] for row in order], abs=1e-5)
 
 
+def test_the_retrievers_score_can_be_a_part_of_the_re_rank_score(folder: Path) -> None:
+    plain = CrossEncoderReranker(str(folder), dtype="float32", device="cpu")
+    weighted = CrossEncoderReranker(str(folder), dtype="float32", device="cpu", retrieval_weight=2.0)
+    logits = {h.passage_id: h.rerank_score for found in plain.rerank(QUESTIONS, HITS, 9) for h in found}
+    for found in weighted.rerank(QUESTIONS, HITS, 9):
+        for h in found:
+            assert h.rerank_score == pytest.approx(logits[h.passage_id] + 2 * h.score, abs=1e-5)
+    heavy = CrossEncoderReranker(str(folder), dtype="float32", device="cpu", retrieval_weight=1e6)
+    assert [[h.passage_id for h in found] for found in heavy.rerank(QUESTIONS, HITS, 9)] == [
+        ["1", "2", "3"],
+        ["4", "5"],
+    ]
+    assert weighted.fingerprint() != plain.fingerprint()
+
+
 def test_equal_logits_keep_the_retrievers_order() -> None:
     hits = [[hit("b", "x"), hit("a", "x"), hit("c", "x")]]
     assert [h.passage_id for h in ranked(hits, [1.0, 1.0, 2.0], 3)[0]] == ["c", "b", "a"]

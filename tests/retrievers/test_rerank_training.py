@@ -154,3 +154,26 @@ def test_reciprocal_rank_counts_ties_against_the_positive(base: Path) -> None:
     trainer = CrossEncoderTrainer(str(base), device="cpu")
     example = RankingExample("who is it", "the cat", ("the cat", "the cat"))
     assert trainer.evaluate([example]) == pytest.approx(1 / 3)
+
+
+def test_mined_examples_carry_the_retrievers_scores(base: Path) -> None:
+    question = RankingQuestion("q", "who", gold_ids=frozenset({"g"}))
+    passage = {"g": Passage("g", "the cat")}.get
+    found = [hit("a", "the dog", 5.0), hit("b", "blue", 3.0)]
+    missed = mine_negatives([question], [found], negatives=1, passage=passage).examples[0]
+    assert missed.scores[0] == 3.0  # the retriever missed the gold passage: the lowest score of its list
+    assert missed.scores[1] in (5.0, 3.0)
+    ranked_first = mine_negatives([question], [[hit("g", "the cat", 9.0), *found]], negatives=2).examples[0]
+    assert (ranked_first.scores[0], sorted(ranked_first.scores[1:])) == (9.0, [3.0, 5.0])
+
+
+def test_training_corrects_the_retrievers_scores(base: Path) -> None:
+    example = RankingExample("who is it", "the cat", ("the dog", "blue"), (2.0, 1.0, 0.0))
+    plain = CrossEncoderTrainer(str(base), seed=1, device="cpu")
+    weighted = CrossEncoderTrainer(str(base), seed=1, device="cpu", retrieval_weight=3.0)
+    with torch.no_grad():
+        added = weighted.logits([example]) - plain.logits([example])
+    assert torch.allclose(added, torch.tensor([[6.0, 3.0, 0.0]]), atol=1e-5)
+    assert weighted.evaluate([RankingExample("q", "the cat", ("the dog",), (1e6, 0.0))]) == 1.0
+    with pytest.raises(RetrieverError, match="score of every passage"):
+        weighted.logits([RankingExample("q", "the cat", ("the dog",))])
