@@ -25,6 +25,7 @@ from torch import Tensor
 from frozenlm.errors import CheckpointError
 
 MODULE_FILE = "module.json"
+REMEDY = "save it again (a training run that is finished does so when it is started again), or fetch another copy"
 FORMAT = "frozenlm.module"
 VERSION = 1
 MAX_JSON_BYTES = 4 * 2**20
@@ -226,13 +227,13 @@ def _read_body(folder: Path) -> dict[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: not JSON ({error})") from error
+        raise CheckpointError(f"{path} is damaged: not JSON ({error}); {REMEDY}") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a module of this project: expected format {FORMAT!r}")
     if body.get("version") != VERSION:
         raise CheckpointError(f"{path} has version {body.get('version')!r}, this code reads {VERSION}; update frozenlm")
     if body.get("checksum") != _checksum(body, path):
-        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum; {REMEDY}")
     file, saved = body.get("file"), body.get("lm_fingerprint")
     shaped = (
         isinstance(body.get("kind"), str)
@@ -255,9 +256,11 @@ def _read_tensors(folder: Path, body: Mapping[str, Any], max_magnitude: float | 
     path = folder / name
     data = _read_plain_file(path, None)
     if len(data) != body["file"]["bytes"]:
-        raise CheckpointError(f"{path} is truncated or padded: {len(data)} bytes, expected {body['file']['bytes']}")
+        raise CheckpointError(
+            f"{path} is truncated or padded: {len(data)} bytes, expected {body['file']['bytes']}; {REMEDY}"
+        )
     if hashlib.sha256(data).hexdigest() != body["file"]["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {MODULE_FILE}")
+        raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {MODULE_FILE}; {REMEDY}")
     tensors = parse_safetensors(data, path)
     for key, tensor in tensors.items():
         _check_values(path, key, tensor, max_magnitude)
@@ -290,7 +293,9 @@ def _read_plain_file(path: Path, limit: int | None) -> bytes:
         if path.is_symlink():
             raise CheckpointError(f"{path} is a symbolic link; modules are loaded from plain files only")
         if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; a module folder holds {MODULE_FILE} and its tensor file")
+            raise CheckpointError(
+                f"{path} does not exist; a module folder holds {MODULE_FILE} and its tensor file; {REMEDY}"
+            )
         if limit is not None and path.stat().st_size > limit:
             raise CheckpointError(f"{path} is {path.stat().st_size} bytes, limit {limit}")
         return path.read_bytes()

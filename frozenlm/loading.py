@@ -4,6 +4,9 @@
 checkpoint has only PyTorch files, transformers reads them with `weights_only=True`.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from frozenlm.errors import CheckpointError, ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NOISE = threading.Lock()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -74,12 +79,20 @@ def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str,
     tokenizer = _load_tokenizer(source, options)
     model, report = _load(
         "weights",
-        lambda: auto.from_pretrained(source, config=config, dtype=kind, output_loading_info=True, **options),
+        lambda: auto.from_pretrained(
+            source, config=config, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
         source,
     )
     missing = sorted(report["missing_keys"])
     if missing:
         raise CheckpointError(f"{source}: the checkpoint lacks {len(missing)} of the LM's weights, e.g. {missing[0]!r}")
+    if report["mismatched_keys"]:
+        name, stored, expected = min(report["mismatched_keys"])
+        raise CheckpointError(
+            f"{source}: config and weights do not belong together: {name!r} is {list(stored)} in the checkpoint, "
+            f"{list(expected)} by config.json"
+        )
     return model.to(where), tokenizer
 
 
@@ -122,8 +135,25 @@ def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
     return _load("tokenizer", lambda: AutoTokenizer.from_pretrained(source, **options), source)
 
 
+@contextmanager
+def _no_noise() -> Iterator[None]:
+    """Without transformers' bars over the weights, which take a moment and tell nothing, and without its table of
+    missing weights, of which we speak ourselves. A hub's downloads keep their bars, and so does everything that the
+    user loads elsewhere."""
+    with _NOISE:
+        hook = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+        level = logging.get_verbosity()
+        logging.set_verbosity(max(level, logging.ERROR))
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            logging.set_tqdm_hook(hook)
+
+
 def _load(what: str, read: Any, source: str) -> Any:
     try:
-        return read()
+        with _no_noise():
+            return read()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the {what} of {source}: {type(error).__name__}: {error}") from error

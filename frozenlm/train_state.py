@@ -91,7 +91,7 @@ class RunFolder:
             raise ConfigError(
                 f"{self.folder} holds a run with other settings, at step {content['record']['step']}:\n  "
                 + "\n  ".join(changed)
-                + "\nset these back, train into another folder, or pass restart=True to discard that run"
+                + "\nset these back, train into another folder, or discard that run (restart=True, --restart)"
             )
         _load_module(module, tensors, path)
         restore_optimizer(module, optimizer, _under("optimizer", tensors), content["optimizer"])

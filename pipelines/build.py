@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,10 @@ from pipelines.index_progress import index_progress
 from pipelines.limits import MAX_QUESTION_CHARACTERS
 from pipelines.plugins import resolve_retriever
 from retrievers.corpus import estimate_passages
+from retrievers.errors import IndexMismatchError as RetrievalMismatch
 from retrievers.files import sha256_json
+from retrievers.manifest import Manifest
+from retrievers.passages import KIND
 from retrievers.types import Reranker, Retriever
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from frozenlm.prompts.soft_prompt import SoftPrompt
 
 Log = Callable[[str], None]
+Indexed = c.BM25 | c.Dense | c.Precomputed
 
 
 def module_folder(config: c.Job, name: str) -> Path:
@@ -29,15 +34,21 @@ def module_folder(config: c.Job, name: str) -> Path:
     return config.workspace_path / "modules" / name
 
 
-def index_folder(config: c.Retrieval, member: c.BM25 | c.Dense) -> Path:
+def index_folder(config: c.Retrieval, member: Indexed) -> Path:
     """Where the index of one retriever lies: another setting or another corpus is another folder, so nothing is
-    overwritten."""
+    overwritten. A TREC run needs the passages alone."""
     corpus = _corpus(config, member)
+    if isinstance(member, c.Precomputed):
+        return config.workspace_path / "index" / f"passages-{_corpus_key(corpus)[:12]}"
     settings = member.model_dump(mode="json", by_alias=True)
     if isinstance(member, c.Dense):
         settings["encoder"] = {k: v for k, v in settings["encoder"].items() if k not in ("batch_tokens", "device")}
     key = sha256_json({"retriever": settings, "corpus": corpus_sha256(corpus.path), "limit": corpus.limit})
     return config.workspace_path / "index" / f"{member.kind}-{key[:12]}"
+
+
+def _corpus_key(corpus: c.Corpus) -> str:
+    return sha256_json({"corpus": corpus_sha256(corpus.path), "limit": corpus.limit})
 
 
 def encoder(block: c.Encoder) -> Any:
@@ -52,17 +63,22 @@ def encoder(block: c.Encoder) -> Any:
     return encoders.SentenceTransformerEncoder(block.model, **common)
 
 
-def build_index(config: c.Retrieval, member: c.BM25 | c.Dense, *, rebuild: bool, log: Log) -> Path:
+def build_index(config: c.Retrieval, member: Indexed, *, rebuild: bool, log: Log) -> Path:
     """Build one index unless it is there already; an interrupted build goes on where it stopped."""
     folder = index_folder(config, member)
     if folder.exists() and not rebuild:
+        with retrieval_errors(), _with_remedy():
+            Manifest.open(folder, kind=KIND if isinstance(member, c.Precomputed) else member.kind)
         log(f"{member.kind}: index is there already: {folder}")
         return folder
     corpus = _corpus(config, member)
     with retrieval_errors(), index_progress(member.kind) as progress:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         expected = corpus.limit or estimate_passages(corpus.path, corpus.format)
-        if isinstance(member, c.BM25):
+        if isinstance(member, c.Precomputed):
+            from retrievers.passage_writer import build_passages
+
+            build_passages(passages(corpus), folder, overwrite=rebuild)
+        elif isinstance(member, c.BM25):
             from retrievers.analysis import Analyzer
             from retrievers.bm25 import BM25Retriever
 
@@ -105,11 +121,15 @@ def _corpus(config: c.Retrieval, member: Any) -> c.Corpus:
     return config.corpus
 
 
-def indexed_members(retriever: Any) -> list[c.BM25 | c.Dense]:
+def indexed_members(retriever: Any) -> list[Indexed]:
     """The retrievers of a block that need an index folder."""
     if isinstance(retriever, c.Hybrid):
         return [found for member in retriever.members.values() for found in indexed_members(member)]
-    return [retriever] if isinstance(retriever, c.BM25 | c.Dense) else []
+    return [retriever] if isinstance(retriever, c.BM25 | c.Dense) or _is_run(retriever) else []
+
+
+def _is_run(block: Any) -> bool:
+    return isinstance(block, c.Precomputed) and block.format == "trec"
 
 
 def retriever(config: c.Retrieval, *, allow_import: bool = False, log: Log = lambda _: None) -> Retriever:
@@ -133,16 +153,35 @@ def _open(config: c.Retrieval, block: Any, *, allow_import: bool, log: Log) -> R
         return resolve_retriever(block.kind, block.params, allow_import=allow_import)
     if isinstance(block, c.Hybrid):
         return _hybrid(config, block, allow_import=allow_import, log=log)
-    if isinstance(block, c.Precomputed):
-        return _precomputed(config, block)
+    if isinstance(block, c.Precomputed) and not _is_run(block):
+        from retrievers.runs import PrecomputedRetriever
+
+        return PrecomputedRetriever.from_dpr_json(block.file)
     folder = index_folder(config, block)
     if not folder.exists():
-        if config.build_index == "command":
+        if config.build_index == "command" and not isinstance(block, c.Precomputed):
             raise IndexMismatchError(
                 f"no index of kind {block.kind} for this corpus and these settings: {folder} does not exist; run "
                 "`frozenlm index CONFIG` from this directory, or set build_index: on_first_use"
             )
         build_index(config, block, rebuild=False, log=log)
+    with _with_remedy():
+        return _opened(config, block, folder)
+
+
+@contextmanager
+def _with_remedy() -> Iterator[None]:
+    try:
+        yield
+    except RetrievalMismatch as error:
+        raise IndexMismatchError(
+            f"{str(error).rstrip('.')}; from the command line: frozenlm index CONFIG --rebuild"
+        ) from error
+
+
+def _opened(config: c.Retrieval, block: Indexed, folder: Path) -> Retriever:
+    if isinstance(block, c.Precomputed):
+        return _run(config, block, folder)
     if isinstance(block, c.BM25):
         from retrievers.bm25 import BM25Retriever
 
@@ -164,23 +203,17 @@ def _hybrid(config: c.Retrieval, block: c.Hybrid, *, allow_import: bool, log: Lo
     return HybridRetriever(members, rule="rrf", weights=weights, depth=block.depth, rrf_k=block.rrf_k)
 
 
-def _precomputed(config: c.Retrieval, block: c.Precomputed) -> Retriever:
-    from retrievers.passage_writer import write_passages
+def _run(config: c.Retrieval, block: c.Precomputed, folder: Path) -> Retriever:
     from retrievers.passages import PassageStore
     from retrievers.runs import PrecomputedRetriever
 
-    if block.format == "dpr" or block.questions is None:
-        return PrecomputedRetriever.from_dpr_json(block.file)
-    corpus = _corpus(config, block)
-    key = sha256_json({"corpus": corpus_sha256(corpus.path), "limit": corpus.limit})
-    folder = config.workspace_path / "index" / f"passages-{key[:12]}"
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        write_passages(passages(corpus), folder).close()
-    texts = {question.id: question.text for question in read_questions(block.questions)}
-    return PrecomputedRetriever.from_trec_run(
-        block.file, questions=texts, passages=PassageStore(folder), corpus_fingerprint=key
-    )
+    texts = {question.id: question.text for question in read_questions(block.questions)} if block.questions else {}
+    store = PassageStore.open(folder)
+    try:
+        key = _corpus_key(_corpus(config, block))
+        return PrecomputedRetriever.from_trec_run(block.file, questions=texts, passages=store, corpus_fingerprint=key)
+    finally:
+        store.close()  # the run's own passages are in memory
 
 
 def reranker(config: c.RerankerJob | c.FrozenReader, lm: Callable[[], FrozenLM]) -> Reranker | None:
@@ -215,6 +248,7 @@ def reranker(config: c.RerankerJob | c.FrozenReader, lm: Callable[[], FrozenLM])
         return CrossEncoderReranker(
             folder,
             max_length=block.max_length,
+            retrieval_weight=block.retrieval_weight,
             batch_tokens=block.batch_tokens,
             dtype=block.dtype,
             device=block.device,

@@ -128,6 +128,10 @@ def evaluate(
         Path | None, typer.Option("--questions", metavar="FILE", help="Else the config's own.")
     ] = None,
     question_format: Annotated[str, typer.Option("--format", help="Format of the questions file.")] = "auto",
+    qrels: Annotated[
+        Path | None,
+        typer.Option("--qrels", metavar="FILE", help="Gold passages of the questions, for nDCG and --oracle."),
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N questions.")] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Read the gold passages instead of retrieving.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what DIR holds and begin again.")] = False,
@@ -141,7 +145,7 @@ def evaluate(
     from pipelines import show
 
     with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
-        asked = _evaluation_questions(pipeline.config, questions, question_format, limit)
+        asked = _evaluation_questions(pipeline.config, questions, question_format, qrels, limit)
         from pipelines.evaluation.run import evaluate as run
 
         block = pipeline.config.evaluation
@@ -159,11 +163,12 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare two evaluations of the same questions: paired bootstrap and McNemar."""
-    from pipelines import show
     from pipelines.evaluation.compare import compare as run
+    from pipelines.report import comparison_table
+    from pipelines.show import print_json
 
     result = run(first, second)
-    show.print_json(results(), result) if as_json else results().print(show.comparison(result))
+    print_json(results(), result) if as_json else results().print(comparison_table(result))
 
 
 @app.command()
@@ -304,7 +309,7 @@ def _questions_from(lines: Any) -> Iterator[str]:
         raise ConfigError("there is no question on standard input; write one a line")
 
 
-def _evaluation_questions(config: Any, path: Path | None, form: str, limit: int | None) -> Any:
+def _evaluation_questions(config: Any, path: Path | None, form: str, qrels: Path | None, limit: int | None) -> Any:
     """The questions of the command line, else the config's own."""
     from pydantic import ValidationError
 
@@ -320,7 +325,7 @@ def _evaluation_questions(config: Any, path: Path | None, form: str, limit: int 
             raise ConfigError(f"--format {form!r}: {error.errors()[0]['msg']}") from error
     if block is None:
         raise ConfigError("no questions: give --questions FILE, or set evaluation.questions in the config")
-    return read_questions(block, limit=limit)
+    return read_questions(block, qrels=qrels, limit=limit)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import build
 from pipelines.errors import ConfigError
+from retrievers.check import name_of
 from retrievers.types import Reranker, Retriever
 
 if TYPE_CHECKING:
@@ -99,10 +100,14 @@ class Components:
         return corpus.path if corpus is not None else None
 
     def close(self) -> None:
-        """Release what was made here; components that were handed in are the caller's."""
+        """Release what was made here; components that were handed in are the caller's. A plug-in that cannot be closed
+        does not cost the answers that are there: its error is logged."""
         with self._lock:
             for component in self._made.values():
                 close = getattr(component, "close", None)
                 if callable(close):
-                    close()
+                    try:
+                        close()
+                    except Exception as error:
+                        self.log(f"{name_of(component)}: close raised {type(error).__name__}: {error}")
             self._made.clear()

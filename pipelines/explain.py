@@ -17,7 +17,12 @@ MAX_FAULTS = 50
 
 def explain(source: Source, error: ValidationError) -> str:
     """Every fault of `error`, one a line, at most `MAX_FAULTS`."""
-    faults = error.errors(include_url=False)
+    found = error.errors(include_url=False)
+    strange = {
+        fault["loc"][:-1] for fault in found if fault["type"] == "value_error" and fault["loc"][-1:] == ("kind",)
+    }
+    # Which keys a block may have is not known where its kind is not.
+    faults = [f for f in found if f["type"] != "extra_forbidden" or f["loc"][:-1] not in strange]
     lines = [_fault(source, fault) for fault in faults[:MAX_FAULTS]]
     if len(faults) > MAX_FAULTS:
         lines.append(f"... and {len(faults) - MAX_FAULTS} more")

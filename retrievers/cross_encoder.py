@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from retrievers.compute import require, resolve_model
+from retrievers.compute import load_failures, no_loading_noise, require, resolve_model
 from retrievers.errors import RetrieverError
 from retrievers.files import FolderBuild, write_json
 from retrievers.manifest import MANIFEST, Manifest
@@ -59,12 +59,12 @@ def load_cross_encoder(
     options = {} if new_head_seed is None else {"num_labels": 1, "ignore_mismatched_sizes": True}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), no_loading_noise():
             torch.manual_seed(new_head_seed or 0)
             loaded, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 source, revision=revision, dtype=torch.float32, output_loading_info=True, **options
             )
-    except (OSError, ValueError, KeyError) as error:
+    except load_failures() as error:
         raise RetrieverError(f"cannot load {model!r} as a sequence-classification model: {error}") from error
     if new_head_seed is None and info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
@@ -130,7 +130,8 @@ def save_cross_encoder(
         RetrieverError: the folder exists or cannot be written.
     """
     with FolderBuild(folder, spec={"card": dict(card)}, overwrite=overwrite) as build:
-        model.save_pretrained(build.folder)
+        with no_loading_noise():
+            model.save_pretrained(build.folder)
         tokenizer.save_pretrained(build.folder)
         write_json(build.folder / "card.json", dict(card))
         manifest = Manifest.write(build.folder, kind=KIND, spec={"card": dict(card)}, counts={})

@@ -17,6 +17,8 @@ import numpy as np
 
 from retrievers.batching import token_budget_batches
 from retrievers.compute import (
+    load_failures,
+    no_loading_noise,
     pick_batch_tokens,
     pick_device,
     pick_dtype,
@@ -61,8 +63,9 @@ class Tower:
         self._device = pick_device(device)
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(model, revision=revision)
-            loaded = getattr(transformers, model_class).from_pretrained(model, revision=revision)
-        except (OSError, ValueError, KeyError) as error:
+            with no_loading_noise():
+                loaded = getattr(transformers, model_class).from_pretrained(model, revision=revision)
+        except load_failures() as error:
             raise RetrieverError(f"cannot load {model!r} as {model_class} with its tokenizer: {error}") from error
         positions = loaded.config.max_position_embeddings
         if not 3 <= max_length <= positions:

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from retrievers.batching import token_budget_batches
 from retrievers.compute import (
+    load_failures,
+    no_loading_noise,
     pick_batch_tokens,
     pick_device,
     pick_dtype,
@@ -106,8 +108,9 @@ class SentenceTransformerEncoder:
         self.model_name = model
         source = resolve_model(model)
         try:
-            self._model = library.SentenceTransformer(source, device=str(place), revision=revision)
-        except (OSError, ValueError, KeyError) as error:
+            with no_loading_noise():
+                self._model = library.SentenceTransformer(source, device=str(place), revision=revision)
+        except load_failures() as error:
             raise RetrieverError(
                 f"cannot load the sentence-transformers model {model!r} (looked at {source!r}): {error}. "
                 "Expected a folder saved by sentence-transformers or a hub id that can be reached."

@@ -13,8 +13,10 @@ import numpy as np
 
 from retrievers.errors import CorpusError
 from retrievers.files import SCRATCH, FolderBuild, clear_write_errors, write_bytes
+from retrievers.manifest import Manifest
 from retrievers.passages import (
     ID_PREFIX,
+    KIND,
     LINES,
     OFFSETS,
     ORDER,
@@ -146,6 +148,23 @@ def write_passages(passages: Iterable[Passage], folder: Path) -> PassageStore:
     finally:
         writer.close()
     return PassageStore(folder)
+
+
+def build_passages(
+    passages: Iterable[Passage], folder: Path, *, overwrite: bool = False, shard_rows: int = SHARD_ROWS
+) -> None:
+    """Build a folder of passages alone, for `PassageStore.open`. A killed build is taken up again; `folder` appears
+    only once it is whole.
+
+    Raises:
+        CorpusError: empty corpus, duplicate id, or a passage that cannot be stored.
+        RetrieverError: `folder` is there already (and not `overwrite`), or cannot be written.
+    """
+    with FolderBuild(folder, spec={"kind": KIND, "shard_rows": shard_rows}, overwrite=overwrite) as build:
+        for _ in store_in_shards(build, passages, shard_rows=shard_rows):
+            pass  # nothing is derived from the passages
+        Manifest.write(build.folder, kind=KIND, spec={}, counts={"passages": int(build.progress["rows"])})
+        build.finish()
 
 
 def store_in_shards(

@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 
 from retrievers.errors import CorpusError, IndexMismatchError, RetrieverError
+from retrievers.manifest import Manifest
 from retrievers.types import Hit, Passage
 
 LINES = "passages.jsonl"
 OFFSETS = "passages.offsets.npy"
 ORDER = "passages.order.npy"
 RANK = "passages.rank.npy"
+KIND = "passages"
 ID_PREFIX = '{"id":"'
 _ID_PIECE = 160
 
@@ -88,6 +90,16 @@ class PassageStore(Sequence[Passage]):
         if self._offsets.ndim != 1 or len(self.rank) != len(self._offsets) - 1 or int(self._offsets[-1]) != size:
             self.close()
             raise IndexMismatchError(f"{self.folder / LINES} does not fit {OFFSETS}; build the index again")
+
+    @classmethod
+    def open(cls, folder: Path | str) -> PassageStore:
+        """The store in a folder of its own, checked against its manifest (see `passage_writer.build_passages`).
+
+        Raises:
+            IndexMismatchError: incomplete or damaged; the file is named.
+        """
+        Manifest.open(Path(folder), kind=KIND)
+        return cls(folder)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

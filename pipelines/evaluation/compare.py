@@ -24,11 +24,12 @@ def compare(a: Path | str, b: Path | str, *, resamples: int = 10_000, seed: int 
     """
     left, right = ResultFolder(a), ResultFolder(b)
     about = [_finished(folder) for folder in (left, right)]
-    for key in ("questions_sha256", "matcher"):
+    for key, what in (("questions_sha256", "questions"), ("matcher", "matcher")):
         if about[0].get(key) != about[1].get(key):
+            shown = [found["n"] if what == "questions" else found.get(key) for found in about]
             raise ConfigError(
-                f"{left.path} and {right.path} differ in {key} ({about[0].get(key)}, {about[1].get(key)}); only runs "
-                "over the same questions with the same matcher can be compared"
+                f"{left.path} and {right.path} differ in their {what} ({shown[0]} and {shown[1]}); only runs over the "
+                "same questions, answers and gold passages with the same matcher can be compared"
             )
     depths = sorted({int(k) for k in about[0]["recall_at"]} & {int(k) for k in about[1]["recall_at"]})
     first, second = (Scores.of(folder.rows(), depths) for folder in (left, right))

@@ -46,8 +46,10 @@ class ResultFolder:
         """Keep other processes out.
 
         Raises:
-            ConfigError: another process is writing here.
+            ConfigError: another process is writing here, or `path` is a file.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; the results need a folder")
         with self._writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
@@ -85,6 +87,9 @@ class ResultFolder:
         there = _read_object(self.path / RUN).get("identity", {})
         now = json.loads(json.dumps(identity))
         if differing := sorted(key for key in {*there, *now} if there.get(key) != now.get(key)):
+            if not (self.path / PREDICTIONS).exists() and not (self.path / METRICS).exists():
+                self._write_json(RUN, {"identity": identity, **about})  # stopped before its first row: nothing to lose
+                return
             raise ConfigError(
                 f"{self.path} holds an evaluation that differs in {', '.join(differing)}; rows of two evaluations are "
                 "never mixed: use another folder, or restart this one (restart=True, --restart), which deletes its rows"

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.answer import Answer
+from pipelines.config import ClosedBook, FrozenReader
 from pipelines.errors import ConfigError, ShapeError
 from pipelines.evaluation.figures import Scores
 from pipelines.evaluation.outputs import ResultFolder
 from pipelines.evaluation.questions import Question
 from pipelines.evaluation.rows import measure
+from pipelines.stages import check_questions
 from retrievers.files import sha256_json
 from retrievers.metrics import Matcher
 from retrievers.types import Hit
@@ -78,6 +80,7 @@ def evaluate(
         ShapeError: the pipeline gave another number of answers than it had questions.
     """
     _check(questions, recall_at, matcher, chunk)
+    _check_answerable(questions, reads=isinstance(getattr(pipeline, "config", None), FrozenReader | ClosedBook))
     if callable(warmup := getattr(pipeline, "warmup", None)):
         warmup()
     identity = _identity(pipeline, questions, matcher=matcher, oracle=oracle)
@@ -122,6 +125,14 @@ def _check(questions: Sequence[Question], recall_at: Sequence[int], matcher: str
         if question.id in seen:
             raise ConfigError(f"question id {question.id!r} is there twice; ids must be unique")
         seen.add(question.id)
+    check_questions([question.text for question in questions], [repr(question.id) for question in questions])
+
+
+def _check_answerable(questions: Sequence[Question], *, reads: bool) -> None:
+    for question in questions:
+        if not question.answers and (reads or not question.gold_passages):
+            need = "answers" if reads else "answers or gold passages"
+            raise ConfigError(f"question {question.id!r} has no {need} to measure against; add them or leave it out")
 
 
 def _answers(pipeline: Evaluable, batch: Sequence[Question], hits: Sequence[Sequence[Hit]] | None) -> list[Answer]:
@@ -130,9 +141,7 @@ def _answers(pipeline: Evaluable, batch: Sequence[Question], hits: Sequence[Sequ
     if len(answers) != len(batch):
         raise ShapeError(f"the pipeline gave {len(answers)} answers to {len(batch)} questions; expected one each")
     for question, answer in zip(batch, answers, strict=True):
-        if not question.answers and (answer.text is not None or not question.gold_passages):
-            need = "answers" if answer.text is not None else "answers or gold passages"
-            raise ConfigError(f"question {question.id!r} has no {need} to measure against; add them or leave it out")
+        _check_answerable([question], reads=answer.text is not None)
     return answers
 
 

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, BertLMHeadModel
+from transformers.utils import logging as hf_logging
 
 import frozenlm
 from frozenlm import FrozenLM, Soft, Tokens
@@ -408,7 +409,7 @@ def _drop_a_weight(folder):
         (_without("model.safetensors"), "cannot load the weights"),
         (_truncate, "cannot load the weights"),
         (_drop_a_weight, "lacks 1 of the LM's weights"),
-        (_edit(n_embd=64), "cannot load the weights"),
+        (_edit(n_embd=64), "config and weights do not belong together"),
         (_edit(model_type="no-such-model"), "cannot load the config"),
     ],
 )
@@ -491,3 +492,20 @@ def test_the_package_is_lazy_and_complete():
     assert all(getattr(frozenlm, name) is not None for name in frozenlm.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = frozenlm.nonsense
+
+
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(tmp_path, capfd):
+    folder = toy_folder("llama", tmp_path)
+    before = hf_logging.get_verbosity()
+    hook = hf_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **options))
+    try:
+        capfd.readouterr()
+        FrozenLM.load(folder)
+        assert capfd.readouterr() == ("", "")
+        assert hf_logging.get_verbosity() == before
+        mine = hf_logging.set_tqdm_hook(None)
+        assert mine is not None and mine.__module__ == __name__
+        AutoModelForCausalLM.from_pretrained(folder)
+        assert "Loading weights" in capfd.readouterr().err
+    finally:
+        hf_logging.set_tqdm_hook(hook)

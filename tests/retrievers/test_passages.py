@@ -2,7 +2,7 @@
 
 import pickle
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from retrievers.errors import CorpusError, IndexMismatchError, RetrieverError
 from retrievers.files import FolderBuild, sha256_file
 from retrievers.manifest import Manifest
-from retrievers.passage_writer import store_in_shards, write_passages
+from retrievers.passage_writer import build_passages, store_in_shards, write_passages
 from retrievers.passages import PassageStore, corpus_fingerprint, passage_line
 from retrievers.types import Hit, Passage
 
@@ -142,3 +142,27 @@ def test_a_shortened_corpus(tmp_path: Path) -> None:
     build(tmp_path / "index", iter(PASSAGES), stop=5)
     assert build(tmp_path / "index", islice(PASSAGES, 10)) == [2]
     assert list(PassageStore(tmp_path / "index")) == PASSAGES[:10]
+
+
+def test_a_folder_of_passages_is_whole_or_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "passages"
+
+    def killed() -> Iterator[Passage]:
+        yield from PASSAGES[:2]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_passages(killed(), folder, shard_rows=1)
+    assert not folder.exists()
+    build_passages(iter(PASSAGES), folder, shard_rows=1)
+    with PassageStore.open(folder) as store:
+        assert list(store) == PASSAGES
+    assert not folder.with_name("passages.building").exists()
+    (folder / "passages.rank.npy").write_bytes(bytes(8))
+    with pytest.raises(IndexMismatchError, match=r"passages\.rank\.npy is damaged"):
+        PassageStore.open(folder)
+    with pytest.raises(RetrieverError, match="exists already"):
+        build_passages(iter(PASSAGES), folder)
+    build_passages(iter(PASSAGES[:1]), folder, overwrite=True)
+    with PassageStore.open(folder) as store:
+        assert list(store) == PASSAGES[:1]
