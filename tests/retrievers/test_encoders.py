@@ -270,3 +270,22 @@ def test_plain_bert_folder_is_taken_with_mean_pooling(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         encoder.encode_queries(["who eats fish"]), golden_mean(folder, ["who eats fish"]), atol=1e-5
     )
+
+
+def test_loading_is_quiet_and_leaves_transformers_as_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    folder = save_sentence_transformer(tmp_path / "model")
+    level = logging.get_verbosity()
+    capfd.readouterr()
+    SentenceTransformerEncoder(str(folder))
+    assert "Loading weights" not in capfd.readouterr().err
+    assert logging.get_verbosity() == level and logging.set_tqdm_hook(None) is None
+
+
+def test_truncated_weights_are_named(tmp_path: Path) -> None:
+    folder = save_sentence_transformer(tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RetrieverError, match="cannot load the sentence-transformers model"):
+        SentenceTransformerEncoder(str(folder))
