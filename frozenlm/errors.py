@@ -1,4 +1,5 @@
-"""What can go wrong around a frozen LM. Each message says what was wrong, what was got, what was expected and what to change."""
+"""What can go wrong around a frozen LM. Each message says what was wrong, what was got, what was expected and what to
+change."""
 
 
 class FrozenLMError(Exception):

@@ -88,7 +88,7 @@ class CrossEncoderReranker:
         scores = self.score([query for query, _ in pairs], [passage for _, passage in pairs])
         if self._retrieval_weight:
             retrieved = np.array([hit.score for found in hits for hit in found], dtype=np.float64)
-            return ranked(hits, scores + self._retrieval_weight * retrieved, k)
+            return ranked(hits, (scores + self._retrieval_weight * retrieved).tolist(), k)
         return ranked(hits, scores, k)
 
     def score(self, questions: Sequence[str], passages: Sequence[str]) -> npt.NDArray[np.float32]:

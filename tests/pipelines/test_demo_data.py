@@ -1,4 +1,5 @@
-"""The embedded mini-encyclopedia keeps what it promises: sizes, answers that stand in their passage, splits that share nothing."""
+"""The embedded mini-encyclopedia keeps what it promises: sizes, answers that stand in their passage, splits that
+share nothing."""
 
 import json
 import re
