@@ -1,0 +1,169 @@
+"""The config blocks from passages to an answer, and how it is trained and measured: LM, prompt, packing, generation,
+training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Discriminator,
+    Field,
+    model_validator,
+)
+
+from pipelines.config_values import (
+    Block,
+    Count,
+    Device,
+    DType,
+    ModelName,
+    Name,
+    Positive,
+    Questions,
+    Rate,
+)
+
+
+class LM(Block):
+    """The frozen language model: a local folder or an id on a hub. `window` lowers the model's own limit, in tokens."""
+
+    model: ModelName
+    revision: str | None = None
+    dtype: DType = "auto"
+    device: Device = "auto"
+    window: Positive | None = None
+
+
+class FromText(Block):
+    kind: Literal["text"]
+    text: Annotated[str, Field(min_length=1)]
+
+
+class FromVocabulary(Block):
+    kind: Literal["sampled_vocabulary"]
+    top: Positive = 5000
+
+
+class FromUniform(Block):
+    kind: Literal["uniform"]
+    scale: Rate = 0.5
+
+
+class FromLabels(Block):
+    kind: Literal["class_labels"]
+    labels: Annotated[list[str], Field(min_length=1)]
+
+
+Init = Annotated[FromText | FromVocabulary | FromUniform | FromLabels, Discriminator("kind")]
+
+
+class SoftPrompt(Block):
+    """The learned prompt. `missing` says what a pipeline does before it has been trained: refuse, or read
+    zero-shot and say so."""
+
+    kind: Literal["soft_prompt"] = "soft_prompt"
+    name: Name = "reader_prompt"
+    length: Positive = 20
+    position: Literal["prefix", "suffix"] = "suffix"
+    init: Init = FromVocabulary(kind="sampled_vocabulary")
+    missing: Literal["error", "zero_shot"] = "error"
+
+
+class Packing(Block):
+    """How passages fill the window. Counts are tokens of the LM's tokenizer; `max_tokens` covers everything, answer and
+    soft tokens too."""
+
+    passage: str = "title : {title} text : {text} "
+    question: str = "question : {question} answer :"
+    answer: str = " {answer}"
+    opening: str = ""
+    max_tokens: Positive | None = None
+    answer_reserve: Positive = 32
+    overflow: Literal["drop", "truncate_last", "error"] = "drop"
+    order: Literal["best_first", "best_last", "best_ends"] = "best_last"
+    deduplicate: bool = True
+    per_title_cap: Positive | None = None
+    max_passages: Count | None = None
+
+    @model_validator(mode="after")
+    def _slots(self) -> Self:
+        if "{text}" not in self.passage:
+            raise ValueError(f"packing.passage needs the slot {{text}}, got {self.passage!r}")
+        if "{question}" not in self.question:
+            raise ValueError(f"packing.question needs the slot {{question}}, got {self.question!r}")
+        if "{answer}" not in self.answer:
+            raise ValueError(f"packing.answer needs the slot {{answer}}, got {self.answer!r}")
+        return self
+
+
+class Generation(Block):
+    """How the answer is decoded. `batch_tokens` bounds rows x longest row of one call."""
+
+    max_new_tokens: Positive = 24
+    num_beams: Positive = 1
+    do_sample: bool = False
+    temperature: Rate = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    length_penalty: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    stop: list[str] = ["\n"]
+    batch_tokens: Positive = 8192
+
+
+class Surface(Block):
+    """What is made of the decoded text. `join_digits` closes the gaps that WordPiece leaves in numbers; `as_in_passage`
+    gives an answer that stands in the context its spelling there."""
+
+    join_digits: bool = True
+    as_in_passage: bool = True
+
+
+class Training(Block):
+    """One training run. `questions` train; `dev` picks the best step and is never reported."""
+
+    questions: Annotated[list[Questions], Field(min_length=1)]
+    dev: list[Questions] = []
+    dev_limit: Positive = 200
+    steps: Positive = 500
+    batch_size: Positive = 8
+    gradient_accumulation: Positive = 1
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: Rate = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: Count = 20
+    clip_norm: Rate | None = 1.0
+    precision: Literal["no", "bf16"] = "no"
+    eval_every: Positive = 100
+    patience: Positive | None = None
+    save_every: Positive = 100
+    trackers: list[Literal["tensorboard"]] = []
+
+
+class PromptTraining(Training):
+    """Training of the reader's prompt on packed contexts. Questions whose packed context lacks every answer are left
+    out unless `unanswerable` is `keep`; with `add_gold` the gold passage is put first among the hits
+    where retrieval missed it."""
+
+    unanswerable: Literal["skip", "keep"] = "skip"
+    add_gold: bool = False
+    context_cache: Literal["off", "memory", "disk"] = "memory"
+    context_cache_bytes: Positive = 2_000_000_000
+
+
+class RerankerTraining(Training):
+    """Listwise training: one positive against `negatives` drawn from the retriever's first `depth` hits
+    (our choice of loss and counts)."""
+
+    learning_rate: Rate = 3e-5
+    negatives: Positive = 7
+    depth: Positive = 100
+
+
+class Evaluation(Block):
+    """What is measured. `questions` may be given on the command line instead."""
+
+    questions: Questions | None = None
+    recall_at: Annotated[list[Positive], Field(min_length=1)] = [1, 5, 20, 100]
+    matcher: Literal["dpr", "substring"] = "dpr"
+    chunk: Positive = 64
