@@ -152,11 +152,13 @@ class PromptTraining(Training):
 
 
 class RerankerTraining(Training):
-    """Listwise training: one positive against `negatives` drawn from the retriever's first `depth` hits
-    (our choice of loss and counts)."""
+    """Listwise training: one positive against `negatives` drawn from the retriever's first `depth` hits (our choice of
+    loss and counts). `balanced` draws those that are gold for another question, so that a small training set cannot
+    teach which passages tend to be gold."""
 
     learning_rate: Rate = 3e-5
     negatives: Positive = 7
+    balanced: bool = False
     depth: Positive = 100
 
 

@@ -94,6 +94,7 @@ def mine_negatives(
     negatives: int = 7,
     depth: int = 100,
     passage: Callable[[str], Passage | None] | None = None,
+    balanced: bool = False,
     seed: int = 0,
 ) -> Mined:
     """One positive and hard negatives a question.
@@ -107,6 +108,8 @@ def mine_negatives(
         hits: the retriever's, parallel to `questions`, from the retriever that the re-ranker will stand behind.
         negatives: a question, at most.
         depth: how far down negatives are taken.
+        balanced: draw negatives from the retrieved passages that are gold for another question, where there are any. A
+            small training set otherwise teaches which passages tend to be gold, and not what answers the question.
         passage: finds a gold passage by id (`PassageStore.get`), for those that the retriever missed.
         seed: of the draw.
 
@@ -119,6 +122,7 @@ def mine_negatives(
         )
     if negatives < 1 or depth < 1:
         raise RetrieverError(f"negatives is {negatives}, depth {depth}; expected both to be at least 1.")
+    golden = {passage_id for question in questions for passage_id in question.gold_ids}
     examples: list[RankingExample] = []
     counts = {"gold_positives": 0, "without_positive": 0, "without_negative": 0, "few_negatives": 0}
     for question, found in zip(questions, hits, strict=True):
@@ -132,7 +136,10 @@ def mine_negatives(
         positive = gold or next(
             ((titled(h.title, h.text), h.score) for h, ok in zip(found, good, strict=True) if ok), None
         )
-        bad = [(titled(h.title, h.text), h.score) for h, ok in zip(found[:depth], good, strict=False) if not ok]
+        wrong = [h for h, ok in zip(found[:depth], good, strict=False) if not ok]
+        if balanced:
+            wrong = [h for h in wrong if h.passage_id in golden] or wrong
+        bad = [(titled(h.title, h.text), h.score) for h in wrong]
         if positive is None or not bad:
             counts["without_positive" if positive is None else "without_negative"] += 1
             continue

@@ -110,7 +110,13 @@ def _mine(
             gold |= {h.passage_id: Passage(h.passage_id, h.text, h.title) for h in ranked}
     with retrieval_errors():
         return mine_negatives(
-            asked, hits, negatives=training.negatives, depth=training.depth, passage=gold.get, seed=config.seed
+            asked,
+            hits,
+            negatives=training.negatives,
+            depth=training.depth,
+            balanced=training.balanced,
+            passage=gold.get,
+            seed=config.seed,
         )
 
 

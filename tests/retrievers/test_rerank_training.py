@@ -177,3 +177,13 @@ def test_training_corrects_the_retrievers_scores(base: Path) -> None:
     assert weighted.evaluate([RankingExample("q", "the cat", ("the dog",), (1e6, 0.0))]) == 1.0
     with pytest.raises(RetrieverError, match="score of every passage"):
         weighted.logits([RankingExample("q", "the cat", ("the dog",))])
+
+
+def test_balanced_negatives_are_gold_for_another_question() -> None:
+    questions = [RankingQuestion(name, name, gold_ids=frozenset({name})) for name in ("a", "b")]
+    hits = [
+        [hit("a", "red", 3.0), hit("x", "blue", 2.0), hit("b", "green", 1.0)],
+        [hit("b", "green", 3.0), hit("x", "blue", 2.0)],
+    ]
+    mined = mine_negatives(questions, hits, negatives=1, balanced=True)
+    assert [example.negatives for example in mined.examples] == [("green",), ("blue",)]
