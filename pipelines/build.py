@@ -232,7 +232,12 @@ def reranker(config: c.RerankerJob | c.FrozenReader, lm: Callable[[], FrozenLM])
             model = lm()
             count = (lambda text: len(model.encode(text))) if block.per_token else None
             return LikelihoodReranker(
-                model, prompt=block.prompt, continuation=block.continuation, count_tokens=count, fits=_fits(model)
+                model,
+                prompt=block.prompt,
+                continuation=block.continuation,
+                count_tokens=count,
+                fits=_fits(model),
+                retrieval_weight=block.retrieval_weight,
             )
         from retrievers.rerank import CrossEncoderReranker
 

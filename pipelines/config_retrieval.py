@@ -175,6 +175,7 @@ class LMLikelihood(Block):
     prompt: str = "text : {passage} question :"
     continuation: str = " {question}"
     per_token: bool = True
+    retrieval_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 Reranker = Annotated[CrossEncoder | LMLikelihood, Discriminator("kind")]

@@ -39,6 +39,7 @@ class LikelihoodReranker:
         count_tokens: Callable[[str], int] | None = None,
         fits: Callable[[str, str], bool] | None = None,
         max_characters: int | None = None,
+        retrieval_weight: float = 0.0,
     ) -> None:
         """Set up the prompt and the window.
 
@@ -49,6 +50,8 @@ class LikelihoodReranker:
             count_tokens: tokens of a continuation; given, the score is the mean over tokens, else the sum.
             fits: whether (prompt, continuation) fits the LM's window; it must stay true when the passage gets shorter.
             max_characters: of a passage's text, a cheaper limit that needs no tokenizer.
+            retrieval_weight: the re-rank score is the log-probability plus this many times the retriever's score (our
+                choice); tuned on dev questions.
 
         Raises:
             RetrieverError: a template with other fields, or a limit below 1.
@@ -63,6 +66,7 @@ class LikelihoodReranker:
         self._count_tokens = count_tokens
         self._fits = fits
         self._max_characters = max_characters
+        self._retrieval_weight = retrieval_weight
         self.truncated_passages = 0
 
     def rerank(self, queries: Sequence[str], hits: Sequence[Sequence[Hit]], k: int) -> list[list[Hit]]:
@@ -90,7 +94,7 @@ class LikelihoodReranker:
         if self._count_tokens is not None:
             counts = {text: max(1, self._count_tokens(text)) for text in set(continuations)}
             scores = [score / counts[text] for score, text in zip(scores, continuations, strict=True)]
-        return ranked(hits, scores, k)
+        return ranked(hits, scores, k, retrieval_weight=self._retrieval_weight)
 
     def fingerprint(self) -> str:
         """SHA-256 over the scorer's fingerprint, the templates and the limits."""
@@ -101,6 +105,7 @@ class LikelihoodReranker:
             "continuation": self._continuation,
             "per_token": self._count_tokens is not None,
             "max_characters": self._max_characters,
+            "retrieval_weight": self._retrieval_weight,
         }
         return f"likelihood:{spec_sha256(spec)}"
 

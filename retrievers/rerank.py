@@ -86,10 +86,7 @@ class CrossEncoderReranker:
             (query, titled(hit.title, hit.text)) for query, found in zip(queries, hits, strict=True) for hit in found
         ]
         scores = self.score([query for query, _ in pairs], [passage for _, passage in pairs])
-        if self._retrieval_weight:
-            retrieved = np.array([hit.score for found in hits for hit in found], dtype=np.float64)
-            return ranked(hits, (scores + self._retrieval_weight * retrieved).tolist(), k)
-        return ranked(hits, scores, k)
+        return ranked(hits, scores, k, retrieval_weight=self._retrieval_weight)
 
     def score(self, questions: Sequence[str], passages: Sequence[str]) -> npt.NDArray[np.float32]:
         """Raw logits [N] of parallel questions and passages.
@@ -135,11 +132,24 @@ def check_parallel(queries: Sequence[str], hits: Sequence[Sequence[Hit]], k: int
         raise RetrieverError(f"k is {k}; expected at least 1.")
 
 
-def ranked(hits: Sequence[Sequence[Hit]], scores: Sequence[float] | npt.NDArray[np.float32], k: int) -> list[list[Hit]]:
-    """Each list of hits by its scores (flat, in the hits' order), best first, ties in the order given, k at most."""
+def ranked(
+    hits: Sequence[Sequence[Hit]],
+    scores: Sequence[float] | npt.NDArray[np.float32],
+    k: int,
+    *,
+    retrieval_weight: float = 0.0,
+) -> list[list[Hit]]:
+    """Each list of hits by its scores (flat, in the hits' order), best first, ties in the order given, k at most.
+
+    Args:
+        retrieval_weight: so many times the retriever's score is added to each score.
+    """
     results, start = [], 0
     for found in hits:
-        own = [float(score) for score in scores[start : start + len(found)]]
+        own = [
+            float(score) + (retrieval_weight * hit.score if retrieval_weight else 0.0)
+            for score, hit in zip(scores[start : start + len(found)], found, strict=True)
+        ]
         order = sorted(range(len(found)), key=lambda row: -own[row])[:k]
         results.append([found[row].with_rerank_score(own[row]) for row in order])
         start += len(found)

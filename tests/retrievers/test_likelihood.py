@@ -113,3 +113,12 @@ def test_empty_lists_and_fingerprint() -> None:
     assert reranker.fingerprint() != LikelihoodReranker(SharedWords(), prompt="{passage}").fingerprint()
     with pytest.raises(RetrieverError, match="1 queries and 2 lists"):
         reranker.rerank(["a"], HITS, 1)
+
+
+def test_the_retrievers_score_can_be_added() -> None:
+    found = [[hit("1", "a dog runs", 3.0), hit("2", "cat eats fish", 1.0)]]
+    # "cat eats": both words are missing beside the first passage (-2), none beside the second (0)
+    plain = LikelihoodReranker(SharedWords()).rerank(["cat eats"], found, 2)[0]
+    weighted = LikelihoodReranker(SharedWords(), retrieval_weight=2.0).rerank(["cat eats"], found, 2)[0]
+    assert [h.passage_id for h in plain] == ["2", "1"]
+    assert [(h.passage_id, h.rerank_score) for h in weighted] == [("1", 4.0), ("2", 2.0)]
