@@ -103,8 +103,8 @@ def _closed_book(config: c.FrozenReader) -> c.ClosedBook:
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     first = next(iter(results.values()))
     table = Table(title=f"{first['n']} test questions; 95% intervals in brackets")
-    for heading in ("reader", "EM", "F1", "recall@context", "EM / recall", "passages", "questions/s"):
-        table.add_column(heading, justify="left" if heading == "reader" else "right")
+    for heading in ("reader", "EM", "F1", "recall@context", "EM / recall", "passages", "per s"):
+        table.add_column(heading, justify="left" if heading == "reader" else "right", no_wrap=True)
     for name, m in results.items():
         low, high = m["ci95"]["em"]
         recall = m.get("recall_at_context")
