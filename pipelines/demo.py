@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -102,20 +103,19 @@ def _closed_book(config: c.FrozenReader) -> c.ClosedBook:
 
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     first = next(iter(results.values()))
-    table = Table(title=f"{first['n']} test questions; 95% intervals in brackets")
-    for heading in ("reader", "EM", "F1", "recall@context", "EM / recall", "passages", "per s"):
+    table = Table(title=f"{first['n']} test questions; 95% intervals in brackets", box=box.SIMPLE)
+    for heading in ("reader", "EM", "F1", "recall@ctx", "EM/recall", "per s"):
         table.add_column(heading, justify="left" if heading == "reader" else "right", no_wrap=True)
     for name, m in results.items():
         low, high = m["ci95"]["em"]
-        recall = m.get("recall_at_context")
-        speed = 1.0 / sum(m["seconds"].values()) * m["n"] if m["seconds"] else 0.0
+        recall, ratio = m.get("recall_at_context"), m.get("em_given_context")
+        speed = m["n"] / sum(m["seconds"].values()) if m["seconds"] else 0.0
         table.add_row(
             name,
             f"{100 * m['em']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
             f"{100 * m['f1']:.1f}",
-            "-" if not recall else f"{100 * recall:.1f}",
-            "-" if not m.get("em_given_context") else f"{m['em_given_context']:.3f}",
-            f"{m['passages_in_context']:.1f}",
+            f"{100 * recall:.1f}" if recall else "-",
+            f"{ratio:.3f}" if ratio else "-",
             f"{speed:.1f}",
         )
     return table
