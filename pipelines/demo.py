@@ -104,19 +104,17 @@ def _closed_book(config: c.FrozenReader) -> c.ClosedBook:
 def _table(results: dict[str, dict[str, Any]]) -> Table:
     first = next(iter(results.values()))
     table = Table(title=f"{first['n']} test questions; 95% intervals in brackets", box=box.SIMPLE)
-    for heading in ("reader", "EM", "F1", "recall@ctx", "EM/recall", "per s"):
+    for heading in ("reader", "EM", "F1", "recall@ctx", "EM/recall"):
         table.add_column(heading, justify="left" if heading == "reader" else "right", no_wrap=True)
     for name, m in results.items():
         low, high = m["ci95"]["em"]
         recall, ratio = m.get("recall_at_context"), m.get("em_given_context")
-        speed = m["n"] / sum(m["seconds"].values()) if m["seconds"] else 0.0
         table.add_row(
             name,
             f"{100 * m['em']:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
             f"{100 * m['f1']:.1f}",
             f"{100 * recall:.1f}" if recall else "-",
             f"{ratio:.3f}" if ratio else "-",
-            f"{speed:.1f}",
         )
     return table
 
