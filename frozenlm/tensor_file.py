@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from frozenlm.errors import CheckpointError
@@ -36,9 +36,13 @@ def write_tensors(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(plain, temporary, metadata={"record": text, "sha256": _digest(plain, text)})
-        if durable:
-            _fsync(temporary)
+        # Not safetensors' save_file: it writes into a hidden file of a random name, which a kill would leave for ever.
+        data = save(plain, metadata={"record": text, "sha256": _digest(plain, text)})
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
         if durable:
             _fsync(path.parent)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from frozenlm.errors import CheckpointError, ConfigError, FrozenLMError
+from frozenlm.tensor_file import clear_temporaries
 from frozenlm.train_settings import differences
 from frozenlm.training import FitResult, fit
 from tests.frozenlm.slope import SETTINGS, Slope, scores, train, wide_module
@@ -38,6 +39,21 @@ def test_killed_runs_end_in_the_same_bits(tmp_path: Path, optimizer: str) -> Non
     assert len(found["whole"]) == 2
     assert found["killed"] == found["whole"]
     assert found["killed_in_save"] == found["whole"]
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_nothing_for_ever(tmp_path: Path) -> None:
+    """The system kills the writer at its first byte beyond 64 KiB."""
+    code = (
+        "import resource, signal, sys, torch; from pathlib import Path; from frozenlm.tensor_file import write_tensors;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536));"
+        "write_tensors(Path(sys.argv[1]) / 'state.safetensors', {'a': torch.zeros(2**20)}, {})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, timeout=120, check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [65536]
+    clear_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_saves_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
