@@ -11,7 +11,7 @@ The gradient is the same as that of the plain forward pass over the whole row.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frozenlm.context_cache import ContextCache
 from frozenlm.errors import ConfigError, ShapeError
-from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.rows import Row, Tokens
 
 if TYPE_CHECKING:
@@ -32,12 +32,14 @@ class Example:
 
     context: ids of everything before the answer, the question and opening tokens included
     answer: ids to predict, the token that ends an answer included
+    source: what a prompt is written from, for methods that look at it
 
     Raises: ShapeError when there is no answer to learn from.
     """
 
     context: tuple[int, ...]
     answer: tuple[int, ...]
+    source: PromptInput = field(default=PromptInput())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context", tuple(self.context))
@@ -46,9 +48,9 @@ class Example:
             raise ShapeError("an example has an empty answer, so there is nothing to learn from; leave it out")
 
     @classmethod
-    def of(cls, context: Iterable[int], answer: Iterable[int]) -> "Example":
+    def of(cls, context: Iterable[int], answer: Iterable[int], source: PromptInput | None = None) -> "Example":
         """From any two runs of ids."""
-        return cls(tuple(context), tuple(answer))
+        return cls(tuple(context), tuple(answer), source or PromptInput())
 
     @property
     def length(self) -> int:
@@ -58,7 +60,7 @@ class Example:
 
 def prompt_loss(
     lm: "FrozenLM",
-    prompt: SoftPrompt | None,
+    prompt: PromptModule | None,
     examples: Sequence[Example],
     memory_cache: ContextCache | None = None,
 ) -> tuple[Tensor, int]:
@@ -75,17 +77,20 @@ def prompt_loss(
         cache = memory_cache or ContextCache(lm, kind="off")
         if cache.lm is not lm:
             raise ConfigError("the context cache belongs to another FrozenLM; make it with the LM that is trained")
-        segment = prompt.segment()
         memory = cache.memory([example.context for example in examples])
-        logprobs = lm.token_logprobs([[segment] for _ in examples], answers, memory=memory)
+        segments = prompt.segments([example.source for example in examples])
+        logprobs = lm.token_logprobs([[segment] for segment in segments], answers, memory=memory)
     else:
         texts: list[Row] = [[Tokens.of(example.context)] for example in examples]
-        rows = texts if prompt is None else [prompt.place(text) for text in texts]
+        rows = texts
+        if prompt is not None:
+            segments = prompt.segments([example.source for example in examples])
+            rows = [placed(*pair, prompt.position) for pair in zip(segments, texts, strict=True)]
         logprobs = lm.token_logprobs(rows, answers)
     return -torch.cat(list(logprobs)).sum(), sum(map(len, answers))
 
 
-def reads_context_once(lm: "FrozenLM", prompt: SoftPrompt) -> bool:
+def reads_context_once(lm: "FrozenLM", prompt: PromptModule) -> bool:
     """Whether the LM's reading of a context stays the same while the prompt is trained."""
     return prompt.position == "suffix" and lm.kind == "decoder"
 
@@ -93,7 +98,7 @@ def reads_context_once(lm: "FrozenLM", prompt: SoftPrompt) -> bool:
 @torch.no_grad()
 def mean_loss(
     lm: "FrozenLM",
-    prompt: SoftPrompt | None,
+    prompt: PromptModule | None,
     examples: Sequence[Example],
     *,
     batch_size: int = 16,

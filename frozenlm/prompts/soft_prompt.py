@@ -10,8 +10,9 @@ cast where the row is assembled. The LM is only asked for embeddings when the pr
 Shapes: P soft tokens, H hidden size.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.initializers import Initializer, from_sampled_vocabulary
+from frozenlm.prompts.interface import Position, PromptInput, placed
 from frozenlm.rows import Row, Segment, Soft
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
 
 KIND = "soft_prompt"
-Position = Literal["prefix", "suffix"]
 
 
 class SoftPrompt(nn.Module):
@@ -94,9 +95,13 @@ class SoftPrompt(nn.Module):
         """The prompt as a piece of a row."""
         return Soft(self())
 
+    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
+        """The same segment for every input."""
+        return [self.segment()] * len(inputs)
+
     def place(self, context: Row) -> list[Segment]:
         """The row in which the LM reads the prompt and the context."""
-        return [self.segment(), *context] if self.position == "prefix" else [*context, self.segment()]
+        return placed(self.segment(), context, self.position)
 
     def extra_repr(self) -> str:
         """What `print(prompt)` shows."""
