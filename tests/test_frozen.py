@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
+from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.rows import Row, Tokens
 from frozenlm.train_settings import TrainSettings
@@ -25,16 +26,24 @@ from tests.toys import toy_lm, toy_model
 LMS = ("gpt2", "opt", "llama", "t5", "bart")
 
 
+def prompt_row(module: PromptModule, example: Example) -> Row:
+    """What the LM reads for an example."""
+    return placed(module.segments([example.source])[0], [Tokens.of(example.context)], module.position)
+
+
 @dataclass(frozen=True)
 class Method:
-    """How a method is made, trained and used. keys: exactly what its checkpoint holds; kind: what it is saved as."""
+    """How a method is made, trained and used. keys: exactly what its checkpoint holds; kind: what it is saved as.
+
+    A method that hosts a frozen encoder shows it as the attribute `encoder`.
+    """
 
     name: str
     kind: str
     keys: frozenset[str]
     make: Callable[[FrozenLM], Any]
-    loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]]
-    row: Callable[[Any, Row], Row]
+    loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]] = prompt_loss
+    row: Callable[[Any, Example], Row] = prompt_row
 
 
 METHODS = (
@@ -43,20 +52,20 @@ METHODS = (
         "soft_prompt",
         frozenset({"vectors"}),
         lambda lm: SoftPrompt.create(lm, 3, position="prefix"),
-        prompt_loss,
-        SoftPrompt.place,
     ),
     Method(
         "suffix_prompt",
         "soft_prompt",
         frozenset({"vectors"}),
         lambda lm: SoftPrompt.create(lm, 3, position="suffix"),
-        prompt_loss,
-        SoftPrompt.place,
     ),
 )
 
-EXAMPLES = [Example.of(range(5, 10 + k), [40 + k, 41]) for k in range(6)]
+QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
+EXAMPLES = [
+    Example.of(range(5, 10 + k), [40 + k, 41], PromptInput(text, task=f"task{k % 2}"))
+    for k, text in enumerate(QUESTIONS)
+]
 TEXT = tuple(range(20, 32))
 SETTINGS = TrainSettings(steps=4, batch_size=4, gradient_accumulation=2, eval_every=2, learning_rate=0.05)
 
@@ -74,7 +83,7 @@ def state_of(model: Any) -> dict[str, Any]:
     return {
         "weights": digest.hexdigest(),
         "config": model.config.to_json_string(),
-        "generation_config": model.generation_config.to_json_string(),
+        "generation_config": model.generation_config.to_json_string() if hasattr(model, "generation_config") else None,
         "modules": {
             name: (type(part), part.training, "forward" in vars(part), *(len(getattr(part, hook)) for hook in hooks))
             for name, part in model.named_modules()
@@ -82,6 +91,15 @@ def state_of(model: Any) -> dict[str, Any]:
         "tensor_hooks": [name for name, p in model.named_parameters() if p._backward_hooks],
         "attention": model.config._attn_implementation,
     }
+
+
+def frozen_models(lm: FrozenLM, module: Any) -> list[Any]:
+    """The LM, and the encoder where the method has one."""
+    return [lm.model, module.encoder.model] if hasattr(module, "encoder") else [lm.model]
+
+
+def states_of(lm: FrozenLM, module: Any) -> list[dict[str, Any]]:
+    return [state_of(model) for model in frozen_models(lm, module)]
 
 
 def logits(model: Any) -> Tensor:
@@ -114,18 +132,18 @@ def train(method: Method, lm: FrozenLM, module: nn.Module, out: Path, loss: Any 
 @every_method
 def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
-    before, plain = state_of(lm.model), logits(toy_model(lm_name))
     module = method.make(lm)
+    before, plain = states_of(lm, module), logits(toy_model(lm_name))
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     train(method, lm, module, tmp_path)
     mean_loss(lm, module, EXAMPLES)
-    rows = [method.row(module, [Tokens.of(example.context)]) for example in EXAMPLES]
+    rows = [method.row(module, example) for example in EXAMPLES]
     lm.generate(rows, max_new_tokens=4)
     lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
     lm.score(rows, [list(example.answer) for example in EXAMPLES])
 
-    assert state_of(lm.model) == before
+    assert states_of(lm, module) == before
     assert str(lm.verify()).startswith("LM weights changed: 0 of ")
     lm.assert_unchanged()
     assert torch.equal(logits(lm.model), plain)
@@ -137,8 +155,8 @@ def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, meth
 @every_method
 def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
-    before, plain, calls = state_of(lm.model), logits(toy_model(lm_name)), []
     module = method.make(lm)
+    before, plain, calls = states_of(lm, module), logits(toy_model(lm_name)), []
 
     def loss(examples: Sequence[Example]) -> tuple[Tensor, int]:
         calls.append(examples)
@@ -148,7 +166,7 @@ def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method
 
     with pytest.raises(RuntimeError, match="out of memory"):
         train(method, lm, module, tmp_path, loss)
-    assert state_of(lm.model) == before
+    assert states_of(lm, module) == before
     assert torch.equal(logits_with_the_module_off(lm), plain)
 
 
@@ -156,16 +174,18 @@ def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method
 @every_method
 def test_module_never_reaches_the_lm(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
-    before = state_of(lm.model)
+    before_it_was_made = state_of(lm.model)
     module = method.make(lm)
-    theirs = {tensor.data_ptr() for tensor in lm.model.state_dict().values()}
+    before = states_of(lm, module)
+    assert before[0] == before_it_was_made
+    theirs = {tensor.data_ptr() for model in frozen_models(lm, module) for tensor in model.state_dict().values()}
     ours = [*module.parameters(), *module.buffers(), *module.state_dict().values()]
     assert not theirs & {tensor.data_ptr() for tensor in ours}
     assert set(module.state_dict()) == method.keys
     module.train().to(torch.float64).requires_grad_(True)
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
-    assert state_of(lm.model) == before
+    assert states_of(lm, module) == before
 
 
 @every_method
