@@ -12,7 +12,7 @@ The gradient is the same as that of the plain forward pass over the whole row.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from frozenlm.rows import Row, Tokens
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
+
+
+Unit = Literal["token", "example"]
 
 
 @dataclass(frozen=True)
@@ -63,31 +66,41 @@ def prompt_loss(
     prompt: PromptModule | None,
     examples: Sequence[Example],
     memory_cache: ContextCache | None = None,
+    *,
+    unit: Unit = "token",
 ) -> tuple[Tensor, int]:
-    """The loss that `frozenlm.training.fit` takes: (sum over answer tokens of -log p in nats, number of answer tokens).
+    """The loss that `frozenlm.training.fit` takes: the sum over units of -log p in nats, and the number of units.
 
     prompt: None measures the LM as it is
     memory_cache: keeps what the LM has read of each context; used by suffix prompts on decoder-only LMs, else without
         effect, since no other form has a context that stays constant
+    unit: "token" sums over answer tokens; "example" sums the mean of each answer, so that in a mixture of tasks a long
+        text weighs no more than a label (our choice)
 
     Raises: ShapeError when an example does not fit the LM's window; ConfigError for a cache of another LM.
     """
+    logprobs = _answer_logprobs(lm, prompt, examples, memory_cache)
+    if unit == "example":
+        return -torch.stack([one.mean() for one in logprobs]).sum(), len(examples)
+    return -torch.cat(logprobs).sum(), sum(map(len, logprobs))
+
+
+def _answer_logprobs(
+    lm: "FrozenLM", prompt: PromptModule | None, examples: Sequence[Example], memory_cache: ContextCache | None
+) -> list[Tensor]:
     answers = [list(example.answer) for example in examples]
-    if prompt is not None and reads_context_once(lm, prompt):
-        cache = memory_cache or ContextCache(lm, kind="off")
-        if cache.lm is not lm:
-            raise ConfigError("the context cache belongs to another FrozenLM; make it with the LM that is trained")
-        memory = cache.memory([example.context for example in examples])
-        segments = prompt.segments([example.source for example in examples])
-        logprobs = lm.token_logprobs([[segment] for segment in segments], answers, memory=memory)
-    else:
-        texts: list[Row] = [[Tokens.of(example.context)] for example in examples]
-        rows = texts
-        if prompt is not None:
-            segments = prompt.segments([example.source for example in examples])
-            rows = [placed(*pair, prompt.position) for pair in zip(segments, texts, strict=True)]
-        logprobs = lm.token_logprobs(rows, answers)
-    return -torch.cat(list(logprobs)).sum(), sum(map(len, answers))
+    contexts: list[Row] = [[Tokens.of(example.context)] for example in examples]
+    if prompt is None:
+        return lm.token_logprobs(contexts, answers)
+    segments = prompt.segments([example.source for example in examples])
+    if not reads_context_once(lm, prompt):
+        rows = [placed(*pair, prompt.position) for pair in zip(segments, contexts, strict=True)]
+        return lm.token_logprobs(rows, answers)
+    cache = memory_cache or ContextCache(lm, kind="off")
+    if cache.lm is not lm:
+        raise ConfigError("the context cache belongs to another FrozenLM; make it with the LM that is trained")
+    memory = cache.memory([example.context for example in examples])
+    return lm.token_logprobs([[segment] for segment in segments], answers, memory=memory)
 
 
 def reads_context_once(lm: "FrozenLM", prompt: PromptModule) -> bool:

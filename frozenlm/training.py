@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Loss = Callable[[list[T]], tuple[Tensor, int]]
 """Examples -> (summed loss, a differentiable scalar; how many units it sums over, e.g. answer tokens)."""
+Evaluate = Callable[[], float | Mapping[str, float]]
+"""The dev score, higher is better; or several by name, of which `score` decides and all are tracked and kept."""
 
 logger = logging.getLogger("frozenlm.training")
 
@@ -44,7 +46,8 @@ class FitResult:
 
     steps: optimizer steps of the whole run, resumed parts included
     best_step, best_score: the step whose weights the module now holds, and its score; no score without `evaluate`
-    history: entries {step, loss, learning_rate[, score]}; loss is the mean since the entry before
+    history: entries {step, loss, learning_rate[, score, and further scores by name]}; loss is the mean since the entry
+        before
     seconds: time spent training, over all resumed parts
     resumed_from: the step this call began at; 0 for a new run
     already_trained: the run was finished before this call
@@ -70,7 +73,7 @@ def fit(
     loss: Loss[T],
     out: Path | str,
     settings: TrainSettings,
-    evaluate: Callable[[], float] | None = None,
+    evaluate: Evaluate | None = None,
     lengths: Sequence[int] | None = None,
     identity: Mapping[str, Any] | None = None,
     lm: "FrozenLM | None" = None,
@@ -86,7 +89,7 @@ def fit(
     loss: gets a list of examples, returns their summed loss and the number of units summed over; a step's gradient is
         that of sum / units over the whole batch, however it is cut into micro-batches or spread over processes
     out: folder of the saved state; a folder holds one run
-    evaluate: returns the dev score, higher is better; runs in eval mode without gradient
+    evaluate: returns the dev score (see `Evaluate`); runs in eval mode without gradient
     lengths: [N] tokens an example; given, batches hold examples of like length
     identity: JSON values that, beside the settings, make this run what it is (data hash, initialisation, template)
     lm: the frozen LM behind `loss`; verified at the end
@@ -147,7 +150,7 @@ class _Run:
     examples: Sequence[Any]
     loss: Loss[Any]
     settings: TrainSettings
-    evaluate: Callable[[], float] | None
+    evaluate: Evaluate | None
     folder: RunFolder
     order: BatchOrder
     optimizer: torch.optim.Optimizer
@@ -202,7 +205,7 @@ class _Run:
         last = record.step == settings.steps
         due = self.evaluate is not None and (last or record.step % settings.evaluation_interval == 0)
         if due or last or record.step % max(1, settings.steps // 100) == 0:
-            self._note(rate, self._score() if due else None)
+            self._note(rate, self._scores() if due else {})
         record.finished = last or record.stopped_early
         record.seconds = time.monotonic() - began
         if stop.requested or record.finished or record.step % settings.save_every == 0:
@@ -265,31 +268,37 @@ class _Run:
         )
 
     @torch.no_grad()
-    def _score(self) -> float:
+    def _scores(self) -> dict[str, float]:
+        """What `evaluate` says of this step; `score` decides."""
         step = self.record.step
         torch.manual_seed(derived_seed("evaluate", self.settings.seed, step))
         self.module.eval()
-        score = float(self.evaluate()) if self.evaluate is not None else math.nan
+        found = self.evaluate() if self.evaluate is not None else math.nan
+        scores = {name: float(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
+        score = scores.get("score", math.nan) if isinstance(found, Mapping) else float(found)
         if self.accelerator.num_processes > 1:
             # Every process must take the same decision, so the first one's score counts.
             from accelerate.utils import broadcast
 
             score = float(broadcast(torch.tensor(score, device=self.device)))
         if math.isnan(score):
-            raise FrozenLMError(f"evaluate returned NaN after step {step}; expected a number, higher is better")
+            raise FrozenLMError(
+                f"evaluate returned {found} after step {step}; expected a number, higher is better, or a mapping with "
+                "such a number under 'score'"
+            )
         if self.tracked:
-            self.accelerator.log({"score": score}, step=step)
-        return score
+            self.accelerator.log(scores | {"score": score}, step=step)
+        return scores | {"score": score}
 
-    def _note(self, rate: float, score: float | None) -> None:
+    def _note(self, rate: float, scores: Mapping[str, float]) -> None:
         """Adds to the history, and keeps the weights when the score is the best yet. A tie keeps the earlier ones."""
         record = self.record
         entry = {"step": record.step, "loss": record.loss_sum / max(1, record.loss_steps), "learning_rate": rate}
         record.loss_sum, record.loss_steps = 0.0, 0
-        record.history.append(entry)
-        if score is None:
+        record.history.append(entry | dict(scores))
+        if not scores:
             return
-        entry["score"] = score
+        score = scores["score"]
         if record.best_score is None or score > record.best_score:
             record.best_step, record.best_score, record.bad_evaluations = record.step, score, 0
             self.on_main(lambda: self.folder.save_best(self.module, record.step))

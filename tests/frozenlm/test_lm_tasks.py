@@ -55,6 +55,14 @@ def test_loss_and_gradient_equal_the_plain_forward(name: str, position: str) -> 
     torch.testing.assert_close(got, prompt.vectors.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_a_long_answer_weighs_as_much_as_a_short_one() -> None:
+    lm, prompt = toy_lm("gpt2"), prompt_at("suffix")
+    each = [by_hand(lm, prompt, example).item() / len(example.answer) for example in EXAMPLES]
+    value, units = prompt_loss(lm, prompt, EXAMPLES, unit="example")
+    assert units == 3
+    assert float(value.detach()) == pytest.approx(sum(each), abs=1e-4)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_side_does_not_matter(side: str) -> None:
     lm, prompt = toy_lm("llama", padding_side=side), prompt_at("suffix")

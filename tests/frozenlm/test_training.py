@@ -185,8 +185,17 @@ def test_patience(tmp_path: Path) -> None:
 
 
 def test_nan_score_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FrozenLMError, match="NaN after step 3"):
+    with pytest.raises(FrozenLMError, match="nan after step 3"):
         train(Slope(), tmp_path, evaluate=scores(math.nan))
+
+
+def test_several_scores_of_which_one_decides(tmp_path: Path) -> None:
+    found = [{"score": 2.0, "sst2": 1.0}, {"score": 1.0, "sst2": 9.0}, {"score": 0.0}, {"score": 0.5}]
+    result = train(Slope(), tmp_path, evaluate=lambda: found.pop(0))
+    assert (result.best_step, result.best_score) == (3, 2.0)
+    assert [entry.get("sst2") for entry in result.history if "score" in entry] == [1.0, 9.0, None, None]
+    with pytest.raises(FrozenLMError, match="under 'score'"):
+        train(Slope(), tmp_path / "other", evaluate=lambda: {"sst2": 1.0})
 
 
 # --- trackers and progress
