@@ -392,21 +392,39 @@ class TestPublishedFigures:
     @pytest.mark.parametrize(
         ("questions", "expected", "within"),
         [
-            ("nq_oracle_dev", (69.6, 87.7, 94.5, 98.1), 0.5),
-            ("new_wiki_train", (74.6, 89.9, 95.4, 98.2), 0.5),
-            # The figures at hand are of another choice of SQuAD's questions: one standard error of 1,381 is 1.1 points.
-            ("squad_dev", (76.9, 91.8, 96.7, 98.8), 1.5),
+            # The whole of SQuAD 1.1 dev, 10,570 questions; squad_dev below holds those of 8 of its 48 articles.
+            ("squad-dev-v1.1", (76.9, 91.8, 96.7, 98.8), 0.2),
+            ("new_wiki_train", (74.6, 89.9, 95.4, 98.2), 0.2),
+            # The figures are of all NQ questions of the corpus, these are half of them.
+            ("nq_oracle_dev", (69.6, 87.7, 94.5, 98.1), 0.3),
+            # Our own, in docs/results.md.
+            ("squad_dev", (78.0, 92.8, 97.2, 98.8), 0.1),
         ],
     )
     def test_wiki_mix(
         self, shared_data: Path, tmp_path_factory: pytest.TempPathFactory, questions: str, expected: Any, within: float
     ) -> None:
+        """Answer in passage, percent, at 1, 5, 20, 100."""
 
         folder = shared_data / "data" / "wiki_mix"
         index = tmp_path_factory.getbasetemp() / "wiki_mix_bm25"
         if not index.exists():
             BM25Retriever.build(read_corpus(folder), index)
-        rows = [json.loads(line) for line in (folder / "queries" / f"{questions}.jsonl").open()]
+        if questions == "squad-dev-v1.1":
+            rows = squad_questions(shared_data / "data" / "squad" / f"{questions}.json")
+            assert len(rows) == 10_570
+        else:
+            rows = [json.loads(line) for line in (folder / "queries" / f"{questions}.jsonl").open()]
         found = BM25Retriever.open(index).retrieve([row["text"] for row in rows], 100)
         recall = recall_at_k(found, [row["answers"] for row in rows], [1, 5, 20, 100])
         assert [100 * value for value in recall.values()] == pytest.approx(expected, abs=within)
+
+
+def squad_questions(path: Path) -> list[dict[str, Any]]:
+    """The questions of a SQuAD 1.1 file with all their gold answers."""
+    return [
+        {"text": question["question"], "answers": [answer["text"] for answer in question["answers"]]}
+        for article in json.loads(path.read_text(encoding="utf-8"))["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
