@@ -14,7 +14,7 @@ setup: $(READY)  ## make the virtual environment and install everything into it
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dense,offline,hf,tensorboard,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dense,offline,hf,tensorboard,text-metrics,plots,dev]'
 	@touch $@
 
 demo: $(READY)   ## the main job on the embedded corpus and language model

@@ -26,6 +26,7 @@ from pipelines.config_reading import (
     FromVocabulary,
     Generation,
     Init,
+    Loop,
     Packing,
     PromptTraining,
     RerankerTraining,
@@ -46,6 +47,22 @@ from pipelines.config_retrieval import (
     Reranker,
     Retriever,
     needs_corpus,
+)
+from pipelines.config_tasks import (
+    IDPG,
+    Attempt,
+    FrozenEncoder,
+    InputDependent,
+    Mixture,
+    OnePrompt,
+    Prompt,
+    PromptPerTask,
+    Route,
+    TaskBlock,
+    TaskEvaluation,
+    TaskInput,
+    TaskTraining,
+    check_multitask,
 )
 from pipelines.config_values import (
     Block,
@@ -135,8 +152,33 @@ class ClosedBook(Job):
     evaluation: Evaluation = Evaluation()
 
 
-Config = Annotated[Retrieval | RerankerJob | FrozenReader | ClosedBook, Discriminator("kind")]
-CONFIG: TypeAdapter[Retrieval | RerankerJob | FrozenReader | ClosedBook] = TypeAdapter(Config)
+class Multitask(Job):
+    """`kind: multitask`: one frozen LM for a mixture of tasks. `prompt` is what this config trains and, unless a route
+    or the caller says otherwise, what serves; `modules` are further trained prompts that it serves."""
+
+    kind: Literal["multitask"]
+    lm: LM
+    encoder: FrozenEncoder | None = None
+    prompt: Prompt | None = None
+    modules: list[Prompt] = []
+    routes: list[Route] = []
+    tasks: list[TaskBlock] = []
+    mixture: Mixture = Mixture()
+    input: TaskInput = TaskInput()
+    generation: Generation = Generation()
+    surface: Surface = Surface()
+    training: TaskTraining | None = None
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        prompts = [*([self.prompt] if self.prompt is not None else []), *self.modules]
+        check_multitask(prompts, self.encoder, self.routes, self.tasks)
+        return self
+
+
+Config = Annotated[Retrieval | RerankerJob | FrozenReader | ClosedBook | Multitask, Discriminator("kind")]
+CONFIG: TypeAdapter[Retrieval | RerankerJob | FrozenReader | ClosedBook | Multitask] = TypeAdapter(Config)
 
 
 def json_schema() -> dict[str, Any]:
@@ -149,6 +191,7 @@ def json_schema() -> dict[str, Any]:
 
 
 __all__ = [
+    "Attempt",
     "BM25",
     "Block",
     "CONFIG",
@@ -167,20 +210,29 @@ __all__ = [
     "FromText",
     "FromUniform",
     "FromVocabulary",
+    "FrozenEncoder",
     "FrozenReader",
     "Generation",
     "Hybrid",
+    "IDPG",
     "Init",
+    "InputDependent",
     "Job",
     "LM",
     "LMLikelihood",
     "LocalPath",
+    "Loop",
+    "Mixture",
     "ModelName",
+    "Multitask",
     "Name",
+    "OnePrompt",
     "Packing",
     "Params",
     "Positive",
     "Precomputed",
+    "Prompt",
+    "PromptPerTask",
     "PromptTraining",
     "Questions",
     "Rate",
@@ -189,9 +241,14 @@ __all__ = [
     "RerankerTraining",
     "Retrieval",
     "Retriever",
+    "Route",
     "Share",
     "SoftPrompt",
     "Surface",
+    "TaskBlock",
+    "TaskEvaluation",
+    "TaskInput",
+    "TaskTraining",
     "Training",
     "json_schema",
     "needs_corpus",

@@ -118,12 +118,9 @@ class Surface(Block):
     as_in_passage: bool = True
 
 
-class Training(Block):
-    """One training run. `questions` train; `dev` picks the best step and is never reported."""
+class Loop(Block):
+    """The training loop's settings (`frozenlm.train_settings`)."""
 
-    questions: Annotated[list[Questions], Field(min_length=1)]
-    dev: list[Questions] = []
-    dev_limit: Positive = 200
     steps: Positive = 500
     batch_size: Positive = 8
     gradient_accumulation: Positive = 1
@@ -138,6 +135,14 @@ class Training(Block):
     patience: Positive | None = None
     save_every: Positive = 100
     trackers: list[Literal["tensorboard"]] = []
+
+
+class Training(Loop):
+    """One training run on questions. `questions` train; `dev` picks the best step and is never reported."""
+
+    questions: Annotated[list[Questions], Field(min_length=1)]
+    dev: list[Questions] = []
+    dev_limit: Positive = 200
 
 
 class PromptTraining(Training):

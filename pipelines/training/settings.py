@@ -8,7 +8,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.questions import Question, read_questions
 
 
-def loop_settings(block: c.Training, seed: int) -> TrainSettings:
+def loop_settings(block: c.Loop, seed: int) -> TrainSettings:
     """The settings of the loop; a warm-up longer than the run is cut to it."""
     names = TrainSettings.__dataclass_fields__.keys() - {"seed"}
     settings = {name: getattr(block, name) for name in names}

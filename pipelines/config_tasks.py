@@ -1,0 +1,197 @@
+"""The config blocks of a mixture of tasks: the tasks, the frozen encoder, the prompt methods, their training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field
+
+from pipelines.config_reading import FromVocabulary, Init, Loop
+from pipelines.config_values import (
+    Block,
+    Count,
+    Device,
+    DType,
+    LocalPath,
+    ModelName,
+    Name,
+    Positive,
+    Rate,
+    Share,
+)
+
+Position = Literal["prefix", "suffix"]
+Metric = Literal["accuracy", "macro_f1", "matthews", "rouge", "bleu", "em_f1"]
+
+
+class FrozenEncoder(Block):
+    """The frozen text encoder that a prompt generator reads the input with: any T5 or BERT-like model.
+    `max_length` is in its tokens; a longer input keeps its beginning, and is counted."""
+
+    model: ModelName
+    revision: str | None = None
+    dtype: DType = "auto"
+    device: Device = "auto"
+    max_length: Positive | None = None
+    architecture: dict[str, Any] | None = None
+
+
+class _Prompt(Block):
+    """What every prompt method has. `name` is the folder of the trained module in the workspace."""
+
+    name: Name
+    length: Positive = 20
+    position: Position = "suffix"
+    init: Init = FromVocabulary(kind="sampled_vocabulary")
+
+
+class OnePrompt(_Prompt):
+    """One soft prompt for all tasks (arXiv 2104.08691)."""
+
+    kind: Literal["soft_prompt"]
+
+
+class PromptPerTask(_Prompt):
+    """One soft prompt a task."""
+
+    kind: Literal["task_prompts"]
+
+
+class InputDependent(_Prompt):
+    """ID-PT (arXiv 2204.10019, section 2). `encoder_prompt` counts the learned vectors in the encoder's input; the
+    sizes are our choice."""
+
+    kind: Literal["input_dependent"]
+    encoder_prompt: Count = 10
+    width: Positive = 128
+    depth: Positive = 2
+    heads: Positive = 4
+    feed_forward: Positive | None = None
+    self_attention: bool = True
+    norm: Literal["layer", "rms"] = "layer"
+    dropout: Share = 0.0
+    anchor: bool = True
+
+
+class IDPG(_Prompt):
+    """IDPG (arXiv 2204.04497): a generator over a frozen sentence vector."""
+
+    kind: Literal["idpg"]
+    bottleneck: Positive = 16
+    phm: Positive | None = None
+
+
+class Attempt(_Prompt):
+    """ATTEMPT (arXiv 2205.11961): attention over trained soft prompts, named as `sources`."""
+
+    kind: Literal["attempt"]
+    sources: Annotated[list[Name], Field(min_length=1)]
+    down: Positive = 32
+    temperature: Rate | None = None
+    per_task: bool = True
+
+
+class Dataset(Block):
+    """A data set for Hugging Face `datasets`: a folder or an id on the hub, with the names of its splits."""
+
+    path: ModelName
+    config: str | None = None
+    revision: str | None = None
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+
+
+class PromptSource(Block):
+    """A template of a promptsource `templates.yaml`, by name."""
+
+    file: LocalPath
+    template: Annotated[str, Field(min_length=1)]
+
+
+Prompt = Annotated[OnePrompt | PromptPerTask | InputDependent | IDPG | Attempt, Discriminator("kind")]
+
+
+class TaskBlock(Block):
+    """One task: records, how an input is worded, what may be answered. `train`, `dev` and `test` are files (jsonl, CSV,
+    TSV); `dataset` names a data set instead. Either `verbalizer` (label -> what the LM is to say: classification) or
+    `target` (a template: free text). A task with `seen: false` is evaluated but never trained on."""
+
+    name: Name
+    train: LocalPath | None = None
+    dev: LocalPath | None = None
+    test: LocalPath | None = None
+    dataset: Dataset | None = None
+    template: Annotated[str, Field(min_length=1)] | None = None
+    promptsource: PromptSource | None = None
+    fields: dict[str, str] = {}
+    label: str = "label"
+    verbalizer: dict[str, str] | None = None
+    target: str | None = None
+    metric: Metric | None = None
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    seen: bool = True
+    limit: Positive | None = None
+
+
+class Mixture(Block):
+    """How often a task is drawn: in proportion to min(its rows, `cap`) to the power 1 / `temperature`, times its weight
+    (T5, arXiv 1910.10683, section 3.5.2)."""
+
+    cap: Positive | None = None
+    temperature: Rate = 1.0
+
+
+class TaskInput(Block):
+    """How an input becomes tokens of the LM. One longer than `max_tokens` keeps its beginning and its last `keep_end`
+    tokens, where the question stands (our choice); such inputs are counted."""
+
+    max_tokens: Positive = 256
+    keep_end: Count = 48
+    answer: str = " {answer}"
+    answer_tokens: Positive = 96
+
+
+class TaskTraining(Loop):
+    """Training on the mixture. `dev_limit` rows of each task's dev split choose the best step by the mean score.
+    `loss_unit: example` gives a long answer the weight of a label (our choice)."""
+
+    batch_size: Positive = 32
+    dev_limit: Positive = 50
+    loss_unit: Literal["token", "example"] = "example"
+
+
+class TaskEvaluation(Block):
+    """What `frozenlm evaluate` measures: `limit` rows of each task's `split`. `normalize: tokens` divides a candidate's
+    log-probability by its length."""
+
+    split: Literal["train", "dev", "test"] = "test"
+    limit: Positive | None = None
+    normalize: Literal["none", "tokens"] = "none"
+    chunk: Positive = 256
+
+
+class Route(Block):
+    """Inputs that begin with these words are answered with this module; `module: null` leaves the LM as it is."""
+
+    starts_with: Annotated[str, Field(min_length=1)]
+    module: Name | None
+
+
+def check_multitask(
+    prompts: list[Any], encoder: FrozenEncoder | None, routes: list[Route], tasks: list[TaskBlock]
+) -> None:
+    """What no block can check alone.
+
+    Raises:
+        ValueError: a prompt without its encoder, two things of one name, or a route to nowhere.
+    """
+    for prompt in prompts:
+        if isinstance(prompt, InputDependent | IDPG) and encoder is None:
+            raise ValueError(f"prompt {prompt.name!r} of kind {prompt.kind} needs an encoder block")
+    for what, names in (("prompts", [p.name for p in prompts]), ("tasks", [t.name for t in tasks])):
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")
+    known = {prompt.name for prompt in prompts}
+    if lost := [route.module for route in routes if route.module is not None and route.module not in known]:
+        raise ValueError(f"a route leads to the module {lost[0]!r}; the prompts here are {sorted(known)}")
