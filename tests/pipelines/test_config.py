@@ -32,7 +32,8 @@ def test_the_committed_schema_is_up_to_date() -> None:
 
 def test_the_schema_knows_every_kind() -> None:
     schema = json.loads(schema_text())
-    assert set(schema["discriminator"]["mapping"]) == {"retrieval", "reranker", "frozen_reader", "closed_book"}
+    kinds = {"retrieval", "reranker", "frozen_reader", "closed_book", "multitask"}
+    assert set(schema["discriminator"]["mapping"]) == kinds
     assert schema["$defs"]["BM25"]["additionalProperties"] is False
 
 
