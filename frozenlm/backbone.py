@@ -116,9 +116,12 @@ class DecoderState:
         self._body, self._cache, self._mask, self._positions = body, cache, mask, positions
 
     def step(self, ids: Tensor) -> Tensor:
-        self._mask = torch.cat([self._mask, self._mask.new_ones(len(ids), 1)], dim=1)
-        embeds = self._body.embed(ids.unsqueeze(1))
-        hidden = self._body.forward(embeds, self._mask, self._positions.unsqueeze(1), self._cache)
+        return self.feed(self._body.embed(ids))
+
+    def feed(self, vectors: Tensor) -> Tensor:
+        """As `step`, with vectors [N, H] in the place of the tokens' embeddings."""
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(vectors), 1)], dim=1)
+        hidden = self._body.forward(vectors.unsqueeze(1), self._mask, self._positions.unsqueeze(1), self._cache)
         self._positions = self._positions + 1
         return hidden[:, -1]
 

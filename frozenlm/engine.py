@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frozenlm.backbone import DecoderOnly, EncoderDecoder, State
+from frozenlm.backbone import DecoderOnly, DecoderState, EncoderDecoder, State
 from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.heads import Head
 from frozenlm.limits import Limits, check_memory
@@ -75,7 +75,7 @@ class Engine:
         if decoder_rows is not None:
             raise ShapeError("decoder_rows are for encoder-decoder LMs; this LM is decoder-only")
         memory = self.ready(rows, memory)
-        batch = self._assemble(rows, memory)
+        batch = self.layout(rows, memory)
         return self.body.hidden(batch, memory), batch
 
     def read(self, rows: Sequence[Row], memory: Memory | None) -> Memory:
@@ -86,17 +86,17 @@ class Engine:
         """
         if isinstance(self.body, DecoderOnly):
             memory = self.ready(rows, memory)
-            return self.body.read(self._assemble(rows, memory), memory, self._fingerprint)
+            return self.body.read(self.layout(rows, memory), memory, self._fingerprint)
         if memory is not None:
             raise ShapeError("an encoder reads in both directions and cannot go on from a memory; read the whole rows")
-        return self.body.read(self._assemble(rows, None), self._fingerprint)
+        return self.body.read(self.layout(rows), self._fingerprint)
 
     def text_states(self, rows: Sequence[Row], memory: Memory | None) -> list[Tensor]:
         """Final hidden states [n, H] of each row's text tokens (of the encoder, for an encoder-decoder)."""
         if isinstance(self.body, EncoderDecoder):
             if memory is not None:
                 raise ShapeError("an encoder reads in both directions and cannot go on from a memory; give whole rows")
-            batch = self._assemble(rows, None)
+            batch = self.layout(rows)
             hidden = self.body.encode(batch)
         else:
             hidden, batch = self.run(rows, memory, None)
@@ -109,10 +109,28 @@ class Engine:
         """The hidden states [B, H] that predict each row's first new token, and the state to decode on from."""
         if isinstance(self.body, EncoderDecoder):
             return self.body.start(*self._encoded(self.body, rows, memory))
-        memory = self.ready(rows, memory)
-        batch = self._assemble(rows, memory, extra=max_new - 1)
-        hidden, state = self.body.start(batch, memory)
+        hidden, batch, state = self.begin(rows, memory, max_new)
         return hidden[torch.arange(len(rows), device=self.device), batch.last_column], state
+
+    def begin(self, rows: Sequence[Row], memory: Memory | None, max_new: int) -> tuple[Tensor, Assembled, DecoderState]:
+        """As `run`, for a decoder-only LM, with the state to decode on from."""
+        if not isinstance(self.body, DecoderOnly):
+            raise ShapeError("an encoder-decoder starts from its encoder's output; this needs a decoder-only LM")
+        memory = self.ready(rows, memory)
+        batch = self.layout(rows, memory, extra=max_new - 1)
+        hidden, state = self.body.start(batch, memory)
+        return hidden, batch, state
+
+    def answer_states(self, hidden: Tensor, batch: Assembled, lengths: Sequence[int]) -> Tensor:
+        """The hidden states [n, H] that predict the answers, which end the rows but for their last, unread tokens.
+
+        Args:
+            hidden, batch: as `run` returns them.
+            lengths: tokens of each answer; n is their sum.
+        """
+        ends = (batch.last_column + torch.arange(len(hidden), device=self.device) * hidden.shape[1]).tolist()
+        wanted = [column for end, n in zip(ends, lengths, strict=True) for column in range(end - n + 1, end + 1)]
+        return hidden.flatten(0, 1).index_select(0, torch.tensor(wanted, device=self.device))
 
     def plan(
         self, rows: Sequence[Row], memory: Memory | None, batch_tokens: int, extra: Sequence[int]
@@ -138,14 +156,19 @@ class Engine:
     def _encoded(self, body: EncoderDecoder, rows: Sequence[Row], memory: Memory | None) -> tuple[Tensor, Tensor]:
         """Encoder outputs [B, T, H] and their mask [B, T]: of the rows, or those that a memory holds."""
         if memory is None:
-            batch = self._assemble(rows, None)
+            batch = self.layout(rows)
             return body.encode(batch), batch.mask
         memory = self.ready(rows, memory)
         if memory is None or memory.encoded is None or any(row_length(row) for row in rows):
             raise ShapeError("an encoder cannot go on from a memory: give empty rows with it, or whole rows without it")
         return memory.encoded, memory.mask
 
-    def _assemble(self, rows: Sequence[Row], memory: Memory | None, *, extra: int = 0) -> Assembled:
+    def layout(self, rows: Sequence[Row], memory: Memory | None = None, *, extra: int = 0) -> Assembled:
+        """The rows as one batch, after the memory and with room for `extra` tokens each.
+
+        Raises:
+            ShapeError: a row that does not fit.
+        """
         self.limits.check_window(rows, memory, extra=[extra] * len(rows))
         return self._lay_out(rows, self.body.embed, None if memory is None else memory.lengths)
 

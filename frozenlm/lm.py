@@ -149,6 +149,11 @@ class FrozenLM:
         """Where the input embeddings lie."""
         return self._engine.device
 
+    @property
+    def engine(self) -> Engine:
+        """What runs the LM, for modules that run it in a way of their own (a second pass, for instance)."""
+        return self._engine
+
     def verify(self) -> Verification:
         """Compare every weight and buffer with what it was at load, bit by bit."""
         return prints.compare(self._digests, prints.digest_tensors(self.model))
@@ -262,10 +267,7 @@ class FrozenLM:
             whole = [[*row, Tokens(tuple(answer[:-1]))] for row, answer in zip(rows, answers, strict=True)]
             hidden, batch = self._engine.run(whole, memory, None)
         lengths = [len(answer) for answer in answers]
-        ends = (batch.last_column + torch.arange(len(rows), device=self.device) * hidden.shape[1]).tolist()
-        wanted = [column for end, n in zip(ends, lengths, strict=True) for column in range(end - n + 1, end + 1)]
-        at = torch.tensor(wanted, device=self.device)
-        logits = self._engine.head(hidden.flatten(0, 1).index_select(0, at)).float()
+        logits = self._engine.head(self._engine.answer_states(hidden, batch, lengths)).float()
         targets = torch.tensor([i for answer in answers for i in answer], device=self.device)
         return list((-functional.cross_entropy(logits, targets, reduction="none")).split(lengths))
 
