@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from frozenlm.errors import FrozenViolationError
+
 CHUNK = 2**22  # values hashed at a time: bounds the float32 copy to 16 MB a thread
 
 
@@ -28,20 +30,22 @@ class TensorDigest:
 
 @dataclass(frozen=True)
 class Verification:
-    """The comparison of an LM with what it was at load.
+    """The comparison of a frozen model with what it was at load.
 
     Args:
         changed: tensors that differ, are new or are gone.
         total: tensors at load.
         names: of the changed ones.
+        what: the model, in messages.
     """
 
     changed: int
     total: int
     names: list[str] = field(default_factory=list)
+    what: str = "LM"
 
     def __str__(self) -> str:
-        return f"LM weights changed: {self.changed} of {self.total}"
+        return f"{self.what} weights changed: {self.changed} of {self.total}"
 
 
 def digest_tensors(model: nn.Module) -> dict[str, TensorDigest]:
@@ -71,10 +75,30 @@ def fingerprint(digests: dict[str, TensorDigest]) -> str:
     return total.hexdigest()
 
 
-def compare(before: dict[str, TensorDigest], after: dict[str, TensorDigest]) -> Verification:
+def compare(before: dict[str, TensorDigest], after: dict[str, TensorDigest], what: str = "LM") -> Verification:
     """Which tensors differ between two digests of one model."""
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return Verification(changed=len(names), total=len(before), names=names)
+    return Verification(changed=len(names), total=len(before), names=names, what=what)
+
+
+def check_frozen(model: nn.Module, found: Verification) -> None:
+    """Raise unless a model is what it was, and stays so.
+
+    Args:
+        found: its comparison with what it was at load.
+
+    Raises:
+        FrozenViolationError: a weight or buffer changed, a weight can be trained, or the model is in training mode.
+    """
+    if found.changed:
+        names = ", ".join(found.names[:5])
+        raise FrozenViolationError(f"{found}: {names}; something wrote to the frozen {found.what}, load it anew")
+    loose = [name for name, p in model.named_parameters() if p.requires_grad]
+    if loose or model.training:
+        fault = f"the {found.what} is in training mode"
+        if loose:
+            fault = f"{len(loose)} weights of the {found.what} require gradient, e.g. {loose[0]}"
+        raise FrozenViolationError(f"{fault}; it must stay frozen and in eval mode")
 
 
 def _hash_values(tensor: Tensor) -> str:

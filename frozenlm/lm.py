@@ -18,7 +18,7 @@ from torch.nn import functional
 from frozenlm import fingerprint as prints
 from frozenlm.decoding import Generation, Settings, StopRule, decode_batch, fresh_seed
 from frozenlm.engine import Engine
-from frozenlm.errors import FrozenViolationError, ShapeError
+from frozenlm.errors import ShapeError
 from frozenlm.fingerprint import Verification
 from frozenlm.loading import load_pretrained, resolve_device, resolve_dtype
 from frozenlm.memory import Memory
@@ -164,14 +164,7 @@ class FrozenLM:
         Raises:
             FrozenViolationError: a weight or buffer changed, a weight can be trained, or the LM is in training mode.
         """
-        found = self.verify()
-        if found.changed:
-            names = ", ".join(found.names[:5])
-            raise FrozenViolationError(f"{found}: {names}; something wrote to the frozen LM, load it anew")
-        loose = [name for name, p in self.model.named_parameters() if p.requires_grad]
-        if loose or self.model.training:
-            what = f"{len(loose)} weights require gradient, e.g. {loose[0]}" if loose else "the LM is in training mode"
-            raise FrozenViolationError(f"{what}; the frozen LM must stay frozen and in eval mode")
+        prints.check_frozen(self.model, self.verify())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no control token added, and none parsed from the text ("[SEP]" is six letters).
@@ -238,6 +231,21 @@ class FrozenLM:
         columns = torch.arange(len(rows), device=self.device).unsqueeze(1) * hidden.shape[1] + batch.text_index
         logits = self._engine.head(hidden.flatten(0, 1).index_select(0, columns[present]))
         return Output(list(logits.split(present.sum(dim=1).tolist())), hidden, batch)
+
+    @torch.no_grad()
+    def next_logits(self, rows: Sequence[Row], *, memory: Memory | None = None) -> Tensor:
+        """[B, V] float32 logits of the first answer token, in one batch: what comes right after each row.
+
+        Args:
+            rows: B rows (an encoder-decoder's encoder input), ending in text or in a soft segment.
+            memory: what they go on from, B rows.
+
+        Raises:
+            ShapeError: as `read`.
+        """
+        starts = [[Tokens(self.start_ids)]] * len(rows) if self.kind == "encoder-decoder" else None
+        hidden, batch = self._engine.run(rows, memory, starts)
+        return self._engine.head(hidden[torch.arange(len(rows), device=hidden.device), batch.last_column]).float()
 
     def token_logprobs(
         self, rows: Sequence[Row], answers: Sequence[Sequence[int]], *, memory: Memory | None = None
