@@ -1,19 +1,31 @@
-"""Loading a transformers LM from a folder or the hub, with one clear error for each way it can go wrong.
+"""Loading a transformers LM or encoder from a folder or the hub, with one clear error for each way it can go wrong.
 
 `trust_remote_code` is always off. A folder is read without any network. safetensors weights are preferred; where a
 checkpoint has only PyTorch files, transformers reads them with `weights_only=True`.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
 from transformers.utils import logging
 
 from frozenlm.errors import CheckpointError, ConfigError
@@ -68,6 +80,41 @@ def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str,
         CheckpointError: no such folder or model; config, weights or tokenizer missing or damaged.
         ConfigError: not a causal or seq2seq LM; unknown dtype or device.
     """
+    return _load_both(path_or_id, _auto_class, "LM", revision=revision, dtype=dtype, device=device)
+
+
+def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load a text encoder and its tokenizer; of an encoder-decoder, the encoder half.
+
+    A pooler that the checkpoint lacks is no error: nothing here reads it.
+
+    Args:
+        path_or_id, revision, dtype, device: as `load_pretrained`.
+
+    Returns:
+        (model on its device, tokenizer).
+
+    Raises:
+        CheckpointError: as `load_pretrained`.
+        ConfigError: a kind of model that transformers does not know; unknown dtype or device.
+    """
+    model, tokenizer = _load_both(
+        path_or_id, _encoder_class, "encoder", revision=revision, dtype=dtype, device=device, spare="pooler."
+    )
+    return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
+
+
+def _load_both(
+    path_or_id: str | Path,
+    choose: Callable[[Any, str], Any],
+    what: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    spare: str | None = None,
+) -> tuple[Any, Any]:
+    """choose: (config, source) -> the Auto class to load with; spare: weights with this prefix may be missing."""
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     source, local = _source(path_or_id)
@@ -75,7 +122,7 @@ def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str,
     if revision is not None and not local:
         options["revision"] = revision
     config = _load("config", lambda: AutoConfig.from_pretrained(source, **options), source)
-    auto = _auto_class(config, source)
+    auto = choose(config, source)
     tokenizer = _load_tokenizer(source, options)
     model, report = _load(
         "weights",
@@ -84,9 +131,11 @@ def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str,
         ),
         source,
     )
-    missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if spare is None or not key.startswith(spare))
     if missing:
-        raise CheckpointError(f"{source}: the checkpoint lacks {len(missing)} of the LM's weights, e.g. {missing[0]!r}")
+        raise CheckpointError(
+            f"{source}: the checkpoint lacks {len(missing)} of the {what}'s weights, e.g. {missing[0]!r}"
+        )
     if report["mismatched_keys"]:
         name, stored, expected = min(report["mismatched_keys"])
         raise CheckpointError(
@@ -107,7 +156,9 @@ def _source(path_or_id: str | Path) -> tuple[str, bool]:
     text = str(path_or_id)
     looks_like_path = isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path or path.exists():
-        raise CheckpointError(f"no LM folder at {path}; give a folder with config.json, or a hub id such as 'org/name'")
+        raise CheckpointError(
+            f"no model folder at {path}; give a folder with config.json, or a hub id such as 'org/name'"
+        )
     return text, False
 
 
@@ -124,13 +175,23 @@ def _auto_class(config: Any, source: str) -> Any:
     return AutoModelForCausalLM
 
 
+def _encoder_class(config: Any, source: str) -> Any:
+    if config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:  # of T5 and its kin, the encoder half alone
+        return AutoModelForTextEncoding
+    if config.model_type not in MODEL_MAPPING_NAMES:
+        raise ConfigError(
+            f"{source} is a {config.model_type!r} model, which is not a text encoder; use T5, BERT or one of their kin"
+        )
+    return AutoModel
+
+
 def _load_tokenizer(source: str, options: dict[str, Any]) -> Any:
     folder = Path(source)
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
     # Without this check transformers makes an empty tokenizer from the model type alone.
     if options["local_files_only"] and not any((folder / name).is_file() for name in names):
         raise CheckpointError(
-            f"{source} holds no tokenizer ({names[0]} or the like); save the LM's tokenizer beside it"
+            f"{source} holds no tokenizer ({names[0]} or the like); save the model's tokenizer beside it"
         )
     return _load("tokenizer", lambda: AutoTokenizer.from_pretrained(source, **options), source)
 

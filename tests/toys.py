@@ -1,6 +1,7 @@
 """Toy LMs with fixed weights and a tiny tokenizer: every architecture of the tests, in a few thousand parameters.
 
     lm = toy_lm("llama")                       # a FrozenLM
+    encoder = toy_encoder("bert")              # a FrozenEncoder
     folder = toy_folder("t5", tmp_path)        # the same, saved as transformers saves it
 
 The tokenizer drops spaces, lower-cases, takes runs of letters and digits as words and everything else one by one. It
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -25,14 +28,17 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
     T5Config,
+    T5EncoderModel,
     T5ForConditionalGeneration,
 )
 
+from frozenlm.encoder import FrozenEncoder
 from frozenlm.lm import FrozenLM
 
 NAMES = ("gpt2", "opt", "llama", "qwen2", "t5", "bart")
 DECODERS = ("gpt2", "opt", "llama", "qwen2")
 ENCODER_DECODERS = ("t5", "bart")
+ENCODERS = ("t5", "bert")
 
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[SEP]")
 PAD, UNK, BOS, EOS, SEP = range(5)
@@ -124,7 +130,7 @@ def _fill(model: Any, seed: int) -> None:
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim == 1:
-                parameter.copy_(noise * 0.1 + (1.0 if "norm" in name or "ln_" in name else 0.0))
+                parameter.copy_(noise * 0.1 + (1.0 if "norm" in name.lower() or "ln_" in name else 0.0))
             elif "embed" in name or "shared" in name or ".wte" in name or ".wpe" in name:
                 parameter.copy_(noise * 0.5)
             else:
@@ -142,3 +148,34 @@ def toy_folder(name: str, folder: Path, *, seed: int = 0, **changes: Any) -> Pat
     toy_model(name, seed=seed, **changes).save_pretrained(target)
     toy_tokenizer().save_pretrained(target)
     return target
+
+
+def toy_encoder_model(name: str, *, seed: int = 0, **changes: Any) -> Any:
+    """A transformers encoder of that architecture, one of `ENCODERS`: E 24 (not the LMs' 32), 2 layers, 4 heads."""
+    model: Any
+    if name == "t5":
+        sizes = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4, "pad_token_id": PAD}
+        model = T5EncoderModel(T5Config(**{"vocab_size": VOCAB_SIZE, **sizes, **changes}))
+    elif name == "bert":
+        sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        small = {"vocab_size": VOCAB_SIZE, "max_position_embeddings": WINDOW, "pad_token_id": PAD}
+        model = BertModel(BertConfig(**{**small, **sizes, **changes}))
+    else:
+        raise ValueError(f"no toy encoder called {name!r}; there are {', '.join(ENCODERS)}")
+    _fill(model, seed)
+    return model.eval()
+
+
+def toy_encoder_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """`toy_tokenizer` that frames a text as the architecture's tokenizers do: x [EOS], or [BOS] x [SEP]."""
+    tokenizer = toy_tokenizer()
+    frame = "$A [EOS]" if name == "t5" else "[BOS] $A [SEP]"
+    known = [("[EOS]", EOS), ("[BOS]", BOS), ("[SEP]", SEP)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=known)
+    return tokenizer
+
+
+def toy_encoder(name: str = "t5", *, seed: int = 0, max_length: int | None = None, **changes: Any) -> FrozenEncoder:
+    """A FrozenEncoder over `toy_encoder_model(name)`, float32 on the CPU."""
+    model = toy_encoder_model(name, seed=seed, **changes)
+    return FrozenEncoder.from_model(model, toy_encoder_tokenizer(name), max_length=max_length)

@@ -16,7 +16,7 @@ Shapes: P soft tokens, H hidden size.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 
 Initializer = Callable[["FrozenLM", int, torch.Generator], Tensor]
 """(the LM, P, source of randomness) -> [P, H] float32 on the CPU."""
+
+
+class Vocabulary(Protocol):
+    """What has a tokenizer and embeddings: an LM or an encoder."""
+
+    tokenizer: Any
+    vocab_size: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """ids [...] -> embeddings [..., H]."""
+        ...
+
 
 MOST_FREQUENT = 5000
 _NEVER_IN_TEXT = re.compile(r"^(<0x[0-9A-Fa-f]{2}>|[<\[]unused_?\d+[>\]]|<extra_id_\d+>|<\|?reserved.*\|?>)$")
@@ -54,14 +69,7 @@ def from_sampled_vocabulary(top: int = MOST_FREQUENT) -> Initializer:
     """
 
     def draw(lm: "FrozenLM", length: int, generator: torch.Generator) -> Tensor:
-        ids = frequent_ids(lm, top)
-        if length > len(ids):
-            raise ConfigError(
-                f"from_sampled_vocabulary: {length} soft tokens cannot be drawn without replacement from {len(ids)} "
-                "tokens; use a shorter prompt, a larger top, or from_text"
-            )
-        chosen = torch.randperm(len(ids), generator=generator)[:length]
-        return _embeddings(lm, torch.tensor(ids)[chosen])
+        return sampled_embeddings(lm, length, generator, top)
 
     return draw
 
@@ -109,16 +117,36 @@ def from_class_labels(labels: Sequence[str], top: int = MOST_FREQUENT) -> Initia
     return average
 
 
-def frequent_ids(lm: "FrozenLM", top: int) -> list[int]:
+def sampled_embeddings(host: Vocabulary, length: int, generator: torch.Generator, top: int = MOST_FREQUENT) -> Tensor:
+    """What `from_sampled_vocabulary` draws, for an LM or an encoder: [length, width of the embeddings].
+
+    Raises: ConfigError when there are fewer tokens than `length` to draw from.
+    """
+    ids = frequent_ids(host, top)
+    if length > len(ids):
+        raise ConfigError(
+            f"from_sampled_vocabulary: {length} soft tokens cannot be drawn without replacement from {len(ids)} "
+            "tokens; use a shorter prompt, a larger top, or from_text"
+        )
+    chosen = torch.randperm(len(ids), generator=generator)[:length]
+    return _embeddings(host, torch.tensor(ids)[chosen])
+
+
+def embedding_scale(host: Vocabulary, top: int = MOST_FREQUENT) -> float:
+    """Root mean square of the numbers in the embeddings of the `top` most frequent tokens."""
+    return float(_embeddings(host, torch.tensor(frequent_ids(host, top))).square().mean().sqrt())
+
+
+def frequent_ids(host: Vocabulary, top: int) -> list[int]:
     """The first `top` ids of the vocabulary that can stand in text."""
-    special = set(lm.tokenizer.all_special_ids)
-    count = min(lm.vocab_size, len(lm.tokenizer))
-    pieces = lm.tokenizer.convert_ids_to_tokens(list(range(count)))
+    special = set(host.tokenizer.all_special_ids)
+    count = min(host.vocab_size, len(host.tokenizer))
+    pieces = host.tokenizer.convert_ids_to_tokens(list(range(count)))
     usable = (i for i, piece in enumerate(pieces) if piece and i not in special and not _NEVER_IN_TEXT.match(piece))
     return [token for token, _ in zip(usable, range(top), strict=False)]
 
 
-def _embeddings(lm: "FrozenLM", ids: Tensor) -> Tensor:
+def _embeddings(host: Vocabulary, ids: Tensor) -> Tensor:
     """[n] ids -> [n, H] float32 on the CPU, no gradient."""
     with torch.no_grad():
-        return lm.embed(ids.to(lm.device)).float().cpu()
+        return host.embed(ids.to(host.device)).float().cpu()
