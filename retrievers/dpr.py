@@ -11,7 +11,7 @@ Our choice: the same apostrophe rule for Spider; a passage without title is its 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -34,13 +34,29 @@ from retrievers.types import Passage
 Pair = tuple[str, str | None]
 
 
-def straight_apostrophes(question: str) -> str:
-    """U+2019 replaced by the ASCII apostrophe, as in DPR's reader of questions."""
-    return question.replace("\u2019", "'")
+class TowerOptions(TypedDict, total=False):
+    """How an encoder is loaded and run.
+
+    Attributes:
+        revision: hub revision.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        dtype: of the weights: `float32`, `bfloat16`, or `auto` (bf16 where the device multiplies it natively).
+        batch_tokens: padded tokens a batch; None suits the device (`retrievers.compute.pick_batch_tokens`).
+        max_length: window in tokens of a question or passage, special tokens included; 256 where it is not given.
+    """
+
+    revision: str | None
+    device: str
+    dtype: str
+    batch_tokens: int | None
+    max_length: int
 
 
 class Tower:
-    """One encoder and its tokenizer: pairs of texts to [CLS] vectors. Shared by DPR (two towers) and Spider (one)."""
+    """One encoder and its tokenizer. DPR has two of them, Spider one.
+
+    A passage beyond the window is cut and counted in `truncated_passages`.
+    """
 
     def __init__(
         self,
@@ -77,9 +93,20 @@ class Tower:
         self.tokenizer_sha256 = tokenizer_sha256(self._tokenizer)
         self.max_length = max_length
         self.dim: int = int(loaded.config.projection_dim or loaded.config.hidden_size)
+        self.truncated_passages = 0
         self._batch_tokens = pick_batch_tokens(batch_tokens, self._device)
 
-    def encode(self, pairs: Sequence[Pair]) -> tuple[Vectors, int]:
+    def encode_queries(self, queries: Sequence[str]) -> Vectors:
+        """[N, D] float32."""
+        return self._encode([(straight_apostrophes(query), None) for query in queries])[0]
+
+    def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
+        """[N, D] float32."""
+        vectors, truncated = self._encode([(p.title, p.text) if p.title else (p.text, None) for p in passages])
+        self.truncated_passages += truncated
+        return vectors
+
+    def _encode(self, pairs: Sequence[Pair]) -> tuple[Vectors, int]:
         """Vectors [N, D] float32 in the order given, and how many rows were cut to the window.
 
         A row that is too long loses the end of its longer part (its text, but for a monstrous title).
@@ -114,41 +141,16 @@ class Tower:
 
 
 class DPREncoder:
-    """DPR's two encoders, such as `facebook/dpr-question_encoder-single-nq-base` and its `ctx` sibling.
+    """DPR's two encoders, such as `facebook/dpr-question_encoder-single-nq-base` and its `ctx` sibling."""
 
-    A passage beyond the window is cut and counted in `truncated_passages`.
-    """
-
-    def __init__(
-        self,
-        question_model: str,
-        context_model: str,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
-        max_length: int = 256,
-    ) -> None:
-        """Load both encoders (folders or hub ids). `max_length`: tokens a question or passage, special tokens included.
+    def __init__(self, question_model: str, context_model: str, **options: Unpack[TowerOptions]) -> None:
+        """Load both encoders (folders or hub ids).
 
         Raises:
             RetrieverError: one cannot be loaded, or their vectors differ in length.
         """
-
-        def load(model: str, model_class: str) -> Tower:
-            return Tower(
-                model,
-                model_class,
-                revision=revision,
-                device=device,
-                dtype=dtype,
-                batch_tokens=batch_tokens,
-                max_length=max_length,
-            )
-
-        self._question = load(question_model, "DPRQuestionEncoder")
-        self._context = load(context_model, "DPRContextEncoder")
+        self._question = Tower(question_model, "DPRQuestionEncoder", **options)
+        self._context = Tower(context_model, "DPRContextEncoder", **options)
         if self._question.dim != self._context.dim:
             raise RetrieverError(
                 f"{question_model!r} gives vectors of {self._question.dim} numbers, {context_model!r} of "
@@ -156,17 +158,19 @@ class DPREncoder:
             )
         self.dim = self._context.dim
         self.precision = self._context.precision
-        self.truncated_passages = 0
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
         """[N, D] float32."""
-        return self._question.encode([(straight_apostrophes(query), None) for query in queries])[0]
+        return self._question.encode_queries(queries)
 
     def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
         """[N, D] float32."""
-        vectors, truncated = self._context.encode(passage_pairs(passages))
-        self.truncated_passages += truncated
-        return vectors
+        return self._context.encode_passages(passages)
+
+    @property
+    def truncated_passages(self) -> int:
+        """Passages that were cut to the window since the encoder was made."""
+        return self._context.truncated_passages
 
     def fingerprint(self) -> str:
         """SHA-256 over both encoders' weights, tokenizers and the window."""
@@ -174,57 +178,39 @@ class DPREncoder:
 
 
 class SpiderEncoder:
-    """Spider's one encoder for questions and passages (`tau/spider`).
+    """Spider's one encoder for questions and passages (`tau/spider`)."""
 
-    A passage beyond the window is cut and counted in `truncated_passages`.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_tokens: int | None = None,
-        max_length: int = 256,
-    ) -> None:
+    def __init__(self, model: str, **options: Unpack[TowerOptions]) -> None:
         """Load the encoder (folder or hub id) in transformers' DPRContextEncoder form.
 
         Raises:
             RetrieverError: it cannot be loaded.
         """
-        self._tower = Tower(
-            model,
-            "DPRContextEncoder",
-            revision=revision,
-            device=device,
-            dtype=dtype,
-            batch_tokens=batch_tokens,
-            max_length=max_length,
-        )
+        self._tower = Tower(model, "DPRContextEncoder", **options)
         self.dim = self._tower.dim
         self.precision = self._tower.precision
-        self.truncated_passages = 0
 
     def encode_queries(self, queries: Sequence[str]) -> Vectors:
         """[N, D] float32."""
-        return self._tower.encode([(straight_apostrophes(query), None) for query in queries])[0]
+        return self._tower.encode_queries(queries)
 
     def encode_passages(self, passages: Sequence[Passage]) -> Vectors:
         """[N, D] float32."""
-        vectors, truncated = self._tower.encode(passage_pairs(passages))
-        self.truncated_passages += truncated
-        return vectors
+        return self._tower.encode_passages(passages)
+
+    @property
+    def truncated_passages(self) -> int:
+        """Passages that were cut to the window since the encoder was made."""
+        return self._tower.truncated_passages
 
     def fingerprint(self) -> str:
         """SHA-256 over the encoder's weights, tokenizer and window."""
         return f"spider:{towers_sha256(self._tower)}"
 
 
-def passage_pairs(passages: Sequence[Passage]) -> list[Pair]:
-    """Each passage as (title, text), or (text, None) where it has no title."""
-    return [(p.title, p.text) if p.title else (p.text, None) for p in passages]
+def straight_apostrophes(question: str) -> str:
+    """U+2019 replaced by the ASCII apostrophe, as in DPR's reader of questions."""
+    return question.replace("\u2019", "'")
 
 
 def towers_sha256(*towers: Tower) -> str:
