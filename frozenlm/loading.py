@@ -114,10 +114,10 @@ def _load_both(
     device: str,
     spare: str | None = None,
 ) -> tuple[Any, Any]:
-    """choose: (config, source) -> the Auto class to load with; spare: weights with this prefix may be missing."""
+    """choose: (config, source) -> the Auto class; what: names the model; spare: prefix of weights that may be missing."""
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
-    source, local = _source(path_or_id)
+    source, local = _source(path_or_id, what)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if revision is not None and not local:
         options["revision"] = revision
@@ -145,7 +145,7 @@ def _load_both(
     return model.to(where), tokenizer
 
 
-def _source(path_or_id: str | Path) -> tuple[str, bool]:
+def _source(path_or_id: str | Path, what: str) -> tuple[str, bool]:
     path = Path(path_or_id).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
