@@ -114,7 +114,7 @@ def _load_both(
     device: str,
     spare: str | None = None,
 ) -> tuple[Any, Any]:
-    """choose: (config, source) -> the Auto class; what: names the model; spare: prefix of weights that may be missing."""
+    """choose: (config, source) -> the Auto class; what: the model in messages; spare: prefix of weights it may lack."""
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     source, local = _source(path_or_id, what)
@@ -157,7 +157,7 @@ def _source(path_or_id: str | Path, what: str) -> tuple[str, bool]:
     looks_like_path = isinstance(path_or_id, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1
     if looks_like_path or path.exists():
         raise CheckpointError(
-            f"no model folder at {path}; give a folder with config.json, or a hub id such as 'org/name'"
+            f"no {what} folder at {path}; give a folder with config.json, or a hub id such as 'org/name'"
         )
     return text, False
 
