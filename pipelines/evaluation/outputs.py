@@ -36,10 +36,11 @@ class ResultFolder:
 
     Args:
         path: made if it does not exist.
+        passages: whether rows come with the passages they were answered from.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path | str, *, passages: bool = True) -> None:
+        self.path, self.passages = Path(path), passages
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,7 +123,7 @@ class ResultFolder:
                 )
             done += 1
         passages = _JsonLines(self.path / PARTIAL)
-        if done < len(ids) or passages.path.exists():
+        if self.passages and (done < len(ids) or passages.path.exists()):
             done = min(done, sum(1 for _ in passages))
         if done < len(ids):
             done -= done % chunk
@@ -131,10 +132,11 @@ class ResultFolder:
             passages.cut(done)
         return done
 
-    def append(self, rows: Iterable[Row], passages: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Row], passages: Iterable[Row] = ()) -> None:
         """Add one chunk, durably."""
         with self._writing(self.path):
-            _JsonLines(self.path / PARTIAL).append(passages)
+            if self.passages:
+                _JsonLines(self.path / PARTIAL).append(passages)
             _JsonLines(self.path / PREDICTIONS).append(rows)
 
     def rows(self) -> Iterator[Row]:

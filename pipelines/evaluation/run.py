@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.answer import Answer
 from pipelines.config import ClosedBook, FrozenReader
 from pipelines.errors import ConfigError, ShapeError
 from pipelines.evaluation.figures import Scores
 from pipelines.evaluation.outputs import ResultFolder
+from pipelines.evaluation.progress import progress_bar
 from pipelines.evaluation.questions import Question
 from pipelines.evaluation.rows import measure
+from pipelines.evaluation.versions import versions
 from pipelines.stages import check_questions
 from retrievers.files import sha256_json
 from retrievers.metrics import Matcher
@@ -28,10 +24,6 @@ from retrievers.types import Hit
 
 Log = Callable[[str], None]
 _NOT_MEASURED = ("evaluation", "training", "workspace", "extends")
-_VERSIONS: tuple[str, ...] = (
-    *("frozenlm", "torch", "transformers", "tokenizers", "peft", "accelerate", "numpy", "scipy", "ir-measures"),
-    *("bm25s", "rank-bm25", "PyStemmer", "sentence-transformers", "faiss-cpu", "faiss-gpu-cu12"),
-)
 
 
 class Evaluable(Protocol):
@@ -98,7 +90,7 @@ def evaluate(
         gold: Sequence[Sequence[Hit]] | None = None
         if oracle and done < len(questions):
             gold = _gold(pipeline, questions[done:])
-        with _progress(len(questions), done, show=progress) as advance:
+        with progress_bar(len(questions), done, show=progress) as advance:
             for start in range(done, len(questions), chunk):
                 batch = questions[start : start + chunk]
                 hits = None if gold is None else gold[start - done : start - done + len(batch)]
@@ -192,18 +184,8 @@ def _about(pipeline: Evaluable, questions: Sequence[Question]) -> dict[str, Any]
             "unjudged": getattr(questions, "unjudged", 0),
         },
         "config": as_written(config) if isinstance(config, Job) else None,
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _metrics(
@@ -220,23 +202,8 @@ def _metrics(
         "lm_dtype": str(lm.dtype).removeprefix("torch.") if lm is not None else None,
         "seed": seed,
         "questions_file_sha256": getattr(questions, "sha256", None),
-        "versions": _versions(),
+        "versions": versions(),
     }
-
-
-@contextmanager
-def _progress(total: int, done: int, *, show: bool) -> Iterator[Callable[[int], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as bar:
-        task = bar.add_task("evaluating", total=total, completed=done)
-        yield lambda n: bar.advance(task, n)
 
 
 __all__ = ["Evaluable", "evaluate"]

@@ -4,7 +4,7 @@ F1, ROUGE, BLEU).
 Every score is a function of means over examples, and `Measure` holds both parts: what each example adds, and the
 function. So one bootstrap gives the interval of any of them, a corpus score such as BLEU included.
 
-    macro_f1         mean over classes of 2 tp / (gold + predicted), leaving out a class that is neither gold nor predicted
+    macro_f1         mean of 2 tp / (gold + predicted) over the classes that are gold or predicted at least once
     matthews         R_K for any number of classes (Gorodkin 2004); 0 where it is 0 / 0
     em, f1           SQuAD's (`answers.py`), the best over the references
     rouge1, 2, L     F-measures of the package rouge-score (Lin 2004), no stemming, the best over the references; it
