@@ -80,7 +80,7 @@ def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str,
         CheckpointError: no such folder or model; config, weights or tokenizer missing or damaged.
         ConfigError: not a causal or seq2seq LM; unknown dtype or device.
     """
-    return _load_both(path_or_id, _auto_class, "LM", revision=revision, dtype=dtype, device=device)
+    return _load_both(path_or_id, lm_class, "LM", revision=revision, dtype=dtype, device=device)
 
 
 def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
@@ -99,7 +99,7 @@ def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, de
         ConfigError: a kind of model that transformers does not know; unknown dtype or device.
     """
     model, tokenizer = _load_both(
-        path_or_id, _encoder_class, "encoder", revision=revision, dtype=dtype, device=device, spare="pooler."
+        path_or_id, encoder_class, "encoder", revision=revision, dtype=dtype, device=device, spare="pooler."
     )
     return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
 
@@ -162,7 +162,12 @@ def _source(path_or_id: str | Path, what: str) -> tuple[str, bool]:
     return text, False
 
 
-def _auto_class(config: Any, source: str) -> Any:
+def lm_class(config: Any, source: str) -> Any:
+    """The Auto class of an LM that generates text.
+
+    Raises:
+        ConfigError: a model of another kind; `source` names it.
+    """
     if config.is_encoder_decoder:
         return AutoModelForSeq2SeqLM
     kind = config.model_type
@@ -175,7 +180,12 @@ def _auto_class(config: Any, source: str) -> Any:
     return AutoModelForCausalLM
 
 
-def _encoder_class(config: Any, source: str) -> Any:
+def encoder_class(config: Any, source: str) -> Any:
+    """The Auto class of a text encoder; of an encoder-decoder, the whole or its encoder half.
+
+    Raises:
+        ConfigError: a model of another kind; `source` names it.
+    """
     if config.model_type in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:  # of T5 and its kin, the encoder half alone
         return AutoModelForTextEncoding
     if config.model_type not in MODEL_MAPPING_NAMES:

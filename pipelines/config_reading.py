@@ -3,7 +3,7 @@ training."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Discriminator,
@@ -25,13 +25,16 @@ from pipelines.config_values import (
 
 
 class LM(Block):
-    """The frozen language model: a local folder or an id on a hub. `window` lowers the model's own limit, in tokens."""
+    """The frozen language model: a local folder or an id on a hub. `window` lowers the model's own limit, in tokens.
+    `architecture` holds fields of its config.json, `model_type` among them: `frozenlm cost` and `frozenlm train
+    --dry-run` use them where the model is not at hand, and nothing else does."""
 
     model: ModelName
     revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
     window: Positive | None = None
+    architecture: dict[str, Any] | None = None
 
 
 class FromText(Block):
