@@ -22,6 +22,7 @@ class Answer:
         packing: what was kept, dropped and cut, in tokens; None without passages.
         timings: seconds a question by stage (`retrieve`, `rerank`, `pack`, `read`): a batch's time divided by its size.
         prompt: hash of the learned prompt that was used, None for zero-shot.
+        module: name of the prompt that was used, in a pipeline that serves several.
     """
 
     question: str
@@ -33,3 +34,4 @@ class Answer:
     packing: PackingReport | None = None
     timings: dict[str, float] = field(default_factory=dict)
     prompt: str | None = None
+    module: str | None = None

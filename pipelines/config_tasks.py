@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from pipelines.config_reading import FromVocabulary, Init, Loop
 from pipelines.config_values import (
@@ -21,7 +21,7 @@ from pipelines.config_values import (
 )
 
 Position = Literal["prefix", "suffix"]
-Metric = Literal["accuracy", "macro_f1", "matthews", "rouge", "bleu", "em_f1"]
+Metric = Literal["accuracy", "rouge", "bleu", "em_f1"]
 
 
 class FrozenEncoder(Block):
@@ -78,7 +78,7 @@ class IDPG(_Prompt):
 
     kind: Literal["idpg"]
     bottleneck: Positive = 16
-    phm: Positive | None = None
+    phm: Positive = 1
 
 
 class Attempt(_Prompt):
@@ -86,20 +86,38 @@ class Attempt(_Prompt):
 
     kind: Literal["attempt"]
     sources: Annotated[list[Name], Field(min_length=1)]
-    down: Positive = 32
+    width: Positive = 100
     temperature: Rate | None = None
     per_task: bool = True
 
 
-class Dataset(Block):
-    """A data set for Hugging Face `datasets`: a folder or an id on the hub, with the names of its splits."""
+def _path_alone(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
 
-    path: ModelName
-    config: str | None = None
+
+class Records(Block):
+    """Where the records of a split come from: a file (`path`: jsonl, CSV, TSV), or a Hugging Face `dataset` (a folder
+    or an id on the hub). A path alone may be written without the braces. Of these the first `skip` are passed over and
+    at most `limit` taken; `sample` draws that many of them, always the same ones."""
+
+    path: LocalPath | None = None
+    dataset: ModelName | None = None
+    format: Literal["auto", "jsonl", "csv", "tsv", "tsv_unquoted"] = "auto"
+    split: str = "train"
+    subset: str | None = None
     revision: str | None = None
-    train: str | None = None
-    dev: str | None = None
-    test: str | None = None
+    skip: Count = 0
+    limit: Positive | None = None
+    sample: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("records come from either a path or a dataset")
+        return self
+
+
+RecordsOrPath = Annotated[Records, BeforeValidator(_path_alone)]
 
 
 class PromptSource(Block):
@@ -113,25 +131,26 @@ Prompt = Annotated[OnePrompt | PromptPerTask | InputDependent | IDPG | Attempt, 
 
 
 class TaskBlock(Block):
-    """One task: records, how an input is worded, what may be answered. `train`, `dev` and `test` are files (jsonl, CSV,
-    TSV); `dataset` names a data set instead. Either `verbalizer` (label -> what the LM is to say: classification) or
-    `target` (a template: free text). A task with `seen: false` is evaluated but never trained on."""
+    """One task: records, how an input is worded, what may be answered. The wording is a `template` with a `verbalizer`
+    (label -> what the LM is to say: classification), a `target` template or a `references` field (free text), or a
+    `promptsource` template, which brings its own. `fields` maps names in the template to names in the records. A task
+    with `seen: false` is evaluated but never trained on."""
 
     name: Name
-    train: LocalPath | None = None
-    dev: LocalPath | None = None
-    test: LocalPath | None = None
-    dataset: Dataset | None = None
+    train: RecordsOrPath | None = None
+    dev: RecordsOrPath | None = None
+    test: RecordsOrPath | None = None
     template: Annotated[str, Field(min_length=1)] | None = None
     promptsource: PromptSource | None = None
     fields: dict[str, str] = {}
     label: str = "label"
+    labels: list[str] = []
     verbalizer: dict[str, str] | None = None
     target: str | None = None
-    metric: Metric | None = None
+    references: str | None = None
+    metric: Metric = "accuracy"
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     seen: bool = True
-    limit: Positive | None = None
 
 
 class Mixture(Block):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.components import Components
-from pipelines.config import ClosedBook, FrozenReader, Job, Retrieval
+from pipelines.config import ClosedBook, FrozenReader, Job, Multitask, Retrieval
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
@@ -22,15 +22,16 @@ from retrievers.types import Hit
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
     from pipelines.evaluation.questions import Question
+    from pipelines.multitask import MultitaskPipeline
 
 
 class Pipeline:
     """One runnable job. Make it with `Pipeline.from_config`.
 
     A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; `retrieval` and
-    `reranker`
-    stop at the passages (their answers have no text). Answers do not depend on how questions are batched, up to
-    floating point.
+    `reranker` stop at the passages (their answers have no text). A config of kind `multitask` makes a
+    `pipelines.multitask.MultitaskPipeline` instead, which is used alike. Answers do not depend on how questions are
+    batched, up to floating point.
     """
 
     def __init__(self, config: Any, parts: Components) -> None:
@@ -46,7 +47,7 @@ class Pipeline:
         allow_import: bool = False,
         log: Callable[[str], None] = lambda _: None,
         **components: Any,
-    ) -> Pipeline:
+    ) -> Pipeline | MultitaskPipeline:
         """A pipeline from a config. Nothing is read but the config itself: models and indexes load on first use.
 
         Args:
@@ -61,7 +62,12 @@ class Pipeline:
             ConfigError: every fault of the config, or an unknown component.
         """
         config = load_config(source, overrides=overrides)
-        return cls(config, Components(config, components, allow_import=allow_import, log=log))
+        parts = Components(config, components, allow_import=allow_import, log=log)
+        if isinstance(config, Multitask):
+            from pipelines.multitask import MultitaskPipeline
+
+            return MultitaskPipeline(config, parts)
+        return cls(config, parts)
 
     @overload
     def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]

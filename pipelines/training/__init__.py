@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.build import Log
-from pipelines.config import ClosedBook, FrozenReader, RerankerJob
+from pipelines.config import ClosedBook, FrozenReader, Multitask, RerankerJob
 from pipelines.errors import ConfigError
 
 __all__ = ["train"]
 
 
 def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
-    """Train what the config is about: a reader's soft prompt, or a re-ranker. Interrupted runs go on where they
+    """Train what the config is about: a prompt, or a re-ranker. Interrupted runs go on where they
     stopped.
 
     Args:
@@ -37,4 +37,8 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
         from pipelines.training.reader import train_prompt
 
         return train_prompt(config, restart=restart, log=log)
+    if isinstance(config, Multitask):
+        from pipelines.training.multitask import train_multitask
+
+        return train_multitask(config, restart=restart, log=log)
     raise ConfigError(f"a config of kind {config.kind} trains nothing")

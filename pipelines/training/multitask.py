@@ -1,0 +1,132 @@
+"""Trains one prompt method on a mixture of tasks; arXiv 2204.10019, section 2, trains ID-PT on P3's mixture.
+
+The rows of a run are drawn beforehand, all of them, so that a resumed run sees the same ones. Our choice: the best step
+is the one with the highest mean over the tasks' dev scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from frozenlm.lm_tasks import Example, prompt_loss
+from frozenlm.training import fit
+from pipelines import build_tasks
+from pipelines import config as c
+from pipelines.build import Log, frozen_lm, module_folder
+from pipelines.errors import ConfigError
+from pipelines.evaluation.tasks import dev_scores
+from pipelines.tasks.encoding import RowEncoder
+from pipelines.tasks.mixture import mixture
+from pipelines.tasks.task import TaskRow
+from pipelines.training.settings import loop_settings
+
+
+def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
+    """Train the config's prompt on its tasks and save it into the workspace.
+
+    Raises:
+        ConfigError: no prompt, no task to train on, or a task that is empty or damaged.
+    """
+    block, training = config.prompt, config.training
+    if block is None or training is None:
+        raise ConfigError("training on tasks needs both a prompt and a training block")
+    lm = frozen_lm(config.lm)
+    encoder = build_tasks.encoder(config)
+    train = build_tasks.tasks(config, "train", seen=True, log=log)
+    dev = {
+        task.name: task.rows["dev"][: training.dev_limit]
+        for task in build_tasks.tasks(config, "dev", seen=True, log=log)
+    }
+    drawn = mixture(
+        train,
+        draws=training.steps * training.batch_size,
+        cap=config.mixture.cap,
+        temperature=config.mixture.temperature,
+        weights={task.name: task.weight for task in config.tasks if task.seen},
+        seed=config.seed,
+    )
+    log("rows drawn: " + ", ".join(f"{name} {count}" for name, count in drawn.counts.items()))
+    coder = build_tasks.row_encoder(config, lm)
+    examples = _examples(coder, drawn)
+    module: Any = build_tasks.new_prompt(config, block, lm, encoder)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    log(f"{block.kind}: {trained:,} trained parameters")
+
+    def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
+        return prompt_loss(lm, module, batch, unit=training.loss_unit)
+
+    def score() -> Mapping[str, float]:
+        scores = dev_scores(
+            lm,
+            module,
+            dev,
+            encode_row=coder.scored,
+            normalize=config.evaluation.normalize,
+            max_new_tokens=config.generation.max_new_tokens,
+            metrics={task.name: task.metric for task in train},
+        )
+        mean = sum(scores.values()) / len(scores)
+        log(f"dev: mean {mean:.3f}  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+        return scores | {"score": mean}
+
+    folder = module_folder(config, block.name)
+    result = fit(
+        module,
+        examples=examples,
+        loss=loss,
+        out=folder.parent / f"{block.name}.run",
+        settings=loop_settings(training, config.seed),
+        evaluate=score,
+        lengths=None,
+        identity={
+            "examples": _digest(examples),
+            "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
+            "prompt": block.model_dump(mode="json"),
+            "encoder": encoder.fingerprint if encoder is not None else None,
+            "loss_unit": training.loss_unit,
+        },
+        lm=lm,
+        trackers=training.trackers,
+        log=log,
+        restart=restart,
+    )
+    if encoder is not None:
+        encoder.assert_unchanged()
+    module.save(folder, lm)
+    log(f"prompt saved: {folder}")
+    return {
+        "module": str(folder),
+        "trained_parameters": trained,
+        "examples": len(examples),
+        "inputs_cut": coder.counts.inputs_cut,
+        "answers_cut": coder.counts.answers_cut,
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "best_score": result.best_score,
+        "seconds": result.seconds,
+        "seconds_per_step": result.seconds / max(1, result.steps),
+        "already_trained": result.already_trained,
+        "lm_weights_changed": result.verification.changed if result.verification is not None else None,
+        "encoder_weights_changed": encoder.verify().changed if encoder is not None else None,
+    }
+
+
+def _examples(coder: RowEncoder, rows: Sequence[TaskRow]) -> list[Example]:
+    """A row that is drawn again is encoded once."""
+    known: dict[str, Example] = {}
+    for row in rows:
+        if row.id not in known:
+            known[row.id] = coder.example(row)
+    return [known[row.id] for row in rows]
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps([example.context, example.answer, example.source.task]).encode())
+    return digest.hexdigest()
