@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
+from frozenlm.prompts.input_dependent import InputDependentPrompt
 from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.rows import Row, Tokens
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
-from tests.toys import toy_lm, toy_model
+from tests.toys import toy_encoder, toy_lm, toy_model
 
 LMS = ("gpt2", "opt", "llama", "t5", "bart")
 
@@ -46,6 +47,20 @@ class Method:
     row: Callable[[Any, Example], Row] = prompt_row
 
 
+ID_PT_KEYS = frozenset(
+    {
+        *("encoder_prompt", "anchor", "out.weight", "resampler.queries"),
+        *(f"resampler.{norm}.{part}" for norm in ("feature_norm", "norm") for part in ("weight", "bias")),
+        *(
+            f"resampler.blocks.0.{norm}.{part}"
+            for norm in ("cross_norm", "forward_norm")
+            for part in ("weight", "bias")
+        ),
+        *(f"resampler.blocks.0.cross.{part}.weight" for part in ("query", "key", "value", "out")),
+        *(f"resampler.blocks.0.{part}.weight" for part in ("widen", "narrow")),
+    }
+)
+
 METHODS = (
     Method(
         "prefix_prompt",
@@ -58,6 +73,12 @@ METHODS = (
         "soft_prompt",
         frozenset({"vectors"}),
         lambda lm: SoftPrompt.create(lm, 3, position="suffix"),
+    ),
+    Method(
+        "input_dependent_prompt",
+        "input_dependent_prompt",
+        ID_PT_KEYS,
+        lambda lm: InputDependentPrompt.create(lm, toy_encoder(), 3, encoder_prompt=4, width=16, depth=1, heads=2),
     ),
 )
 
