@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
+from frozenlm.prompts.attempt import Attempt
+from frozenlm.prompts.idpg import IDPG
 from frozenlm.prompts.input_dependent import InputDependentPrompt
 from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.prompts.task_prompts import TaskPrompts
 from frozenlm.rows import Row, Tokens
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
@@ -61,6 +64,8 @@ ID_PT_KEYS = frozenset(
     }
 )
 
+TASKS = ("task0", "task1")
+
 METHODS = (
     Method(
         "prefix_prompt",
@@ -80,12 +85,31 @@ METHODS = (
         ID_PT_KEYS,
         lambda lm: InputDependentPrompt.create(lm, toy_encoder(), 3, encoder_prompt=4, width=16, depth=1, heads=2),
     ),
+    Method(
+        "task_prompts",
+        "task_prompts",
+        frozenset({"prompts.0", "prompts.1"}),
+        lambda lm: TaskPrompts.create(lm, TASKS, 3),
+    ),
+    Method(
+        "idpg",
+        "idpg",
+        frozenset({"prompt", "rule", "down", "bias", "up"}),
+        lambda lm: IDPG.create(lm, toy_encoder("bert"), 3, phm=4),
+    ),
+    Method(
+        "attempt",
+        "attempt",
+        frozenset(
+            {"sources", "down", "up", "norm.weight", "norm.bias", *(f"targets.prompts.{k}" for k in range(len(TASKS)))}
+        ),
+        lambda lm: Attempt.create(lm, [SoftPrompt.create(lm, 3, seed=k) for k in (1, 2)], tasks=TASKS, width=8),
+    ),
 )
 
 QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
 EXAMPLES = [
-    Example.of(range(5, 10 + k), [40 + k, 41], PromptInput(text, task=f"task{k % 2}"))
-    for k, text in enumerate(QUESTIONS)
+    Example.of(range(5, 10 + k), [40 + k, 41], PromptInput(text, task=TASKS[k % 2])) for k, text in enumerate(QUESTIONS)
 ]
 TEXT = tuple(range(20, 32))
 SETTINGS = TrainSettings(steps=4, batch_size=4, gradient_accumulation=2, eval_every=2, learning_rate=0.05)
@@ -216,4 +240,5 @@ def test_checkpoint_holds_the_module_and_nothing_else(tmp_path: Path, method: Me
     module.save(tmp_path, lm)
     tensors, _ = load_module(tmp_path, kind=method.kind, lm_fingerprint=lm.fingerprint)
     assert set(tensors) == method.keys
-    assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in module.parameters())
+    own = [*module.parameters(), *module.buffers()]
+    assert sum(t.numel() for t in tensors.values()) == sum(t.numel() for t in own)

@@ -113,6 +113,8 @@ class IDPG(nn.Module):
 
     def forward(self, inputs: Sequence[PromptInput]) -> Tensor:
         """B inputs -> [B, P, H]"""
+        if not inputs:
+            return self.prompt.new_zeros(0, *self.prompt.shape)
         vectors = self.vectors([one.text for one in inputs]).to(self.prompt)
         hidden = torch.relu(self._times(vectors, self.down) + self.bias)
         return self.prompt + self._times(hidden, self.up).view(-1, *self.prompt.shape)
@@ -154,14 +156,14 @@ class IDPG(nn.Module):
         Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM or encoder.
         """
         tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
-        prompt, down, position = tensors.get("prompt"), tensors.get("down"), config.get("position")
-        if prompt is None or down is None or down.ndim != 3 or position not in get_args(Position):
+        prompt, down = tensors.get("prompt"), tensors.get("down")
+        if prompt is None or down is None or down.ndim != 3 or config.get("position") not in get_args(Position):
             raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected an IDPG generator")
         check_encoder(config, encoder, folder)
         check_width(prompt, lm, folder)
         phm, _, part = down.shape  # not from the settings, so that they cannot ask for more than the file holds
         try:
-            module = cls(encoder, prompt, bottleneck=phm * part, phm=phm, position=position)
+            module = cls(encoder, prompt, bottleneck=phm * part, phm=phm, position=config["position"])
         except ConfigError as error:
             raise CheckpointError(f"{folder} holds tensors of impossible sizes: {error}") from error
         fill_exactly(module, tensors, folder)

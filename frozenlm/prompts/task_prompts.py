@@ -111,6 +111,8 @@ class TaskPrompts(nn.Module):
 
     def forward(self, inputs: Sequence[PromptInput]) -> Tensor:
         """B inputs -> [B, P, H]"""
+        if not inputs:
+            return self.prompts[0].new_zeros(0, self.length, self.hidden_size)
         return torch.stack([self.vectors(one.task) for one in inputs])
 
     def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:

@@ -2,10 +2,12 @@
 
 What a frozen encoder says of a text, or the pooled embeddings of a frozen LM, never changes while a prompt generator
 is trained. When the room is used up nothing is thrown out and further texts are computed anew each time: with data
-drawn by epoch every text comes equally often, so the first ones are as good to keep as any.
+drawn by epoch every text comes equally often, so the first ones are as good to keep as any. Texts are known by their
+SHA-256, so what is kept stays small however long they are.
 Shapes: B texts, E features.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,7 +30,7 @@ class TextVectors:
     def __init__(self, compute: Compute, *, capacity: int = CAPACITY) -> None:
         self.compute, self.capacity = compute, capacity
         self.found = self.computed = 0
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[bytes, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -36,14 +38,20 @@ class TextVectors:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """B texts, at least one -> [B, E] float32 on the CPU, no gradient."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._kept]
-        fresh: dict[str, Tensor] = {}
+        keys = [_key(text) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._kept}
+        fresh: dict[bytes, Tensor] = {}
         if new:
             with torch.inference_mode(False):  # what is kept while serving must be fit to train on later
                 # Cloned, so that a vector which is kept does not hold the memory of its whole batch.
-                fresh = {t: v.clone() for t, v in zip(new, self.compute(new).float().cpu(), strict=True)}
+                vectors = self.compute(list(new.values())).float().cpu()
+                fresh = {key: vector.clone() for key, vector in zip(new, vectors, strict=True)}
         self.found, self.computed = self.found + len(texts) - len(new), self.computed + len(new)
-        vectors = torch.stack([fresh[text] if text in fresh else self._kept[text] for text in texts])
-        for text in new[: max(0, self.capacity - len(self._kept))]:
-            self._kept[text] = fresh[text]
-        return vectors
+        found = torch.stack([fresh[key] if key in fresh else self._kept[key] for key in keys])
+        for key in list(fresh)[: max(0, self.capacity - len(self._kept))]:
+            self._kept[key] = fresh[key]
+        return found
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
