@@ -42,7 +42,7 @@ class Bridge(nn.Module):
 
     def forward(self, states: Tensor, allowed: Tensor, pasts: list[Past] | None) -> tuple[Tensor, list[Past]]:
         """states [B, T, H'], allowed [B, 1, T, S] -> gated update [B, T, H] and the blocks' keys and values."""
-        x = self.enter(states)
+        x = self.enter(states).float()  # under autocast too: the stream that the blocks add to stays exact
         kept: list[Past] = []
         for number, block in enumerate(self.blocks):
             x, past = block(x, allowed, None if pasts is None else pasts[number])
