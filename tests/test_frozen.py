@@ -22,24 +22,49 @@ from frozenlm.prompts.input_dependent import InputDependentPrompt
 from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.prompts.task_prompts import TaskPrompts
-from frozenlm.rows import Row, Tokens
+from frozenlm.recursion.connector import Connector
+from frozenlm.recursion.loss import mean_recursion_loss, recursion_loss
+from frozenlm.recursion.neural import RecursiveLM
+from frozenlm.rows import Tokens
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
 from tests.toys import toy_encoder, toy_lm, toy_model
 
 LMS = ("gpt2", "opt", "llama", "t5", "bart")
+DECODERS = ("gpt2", "opt", "llama")
 
 
-def prompt_row(module: PromptModule, example: Example) -> Row:
-    """What the LM reads for an example."""
-    return placed(module.segments([example.source])[0], [Tokens.of(example.context)], module.position)
+def serve_prompt(lm: FrozenLM, module: PromptModule) -> None:
+    """Measure and use a prompt as the pipelines do."""
+    mean_loss(lm, module, EXAMPLES)
+    rows = [
+        placed(module.segments([example.source])[0], [Tokens.of(example.context)], module.position)
+        for example in EXAMPLES
+    ]
+    lm.generate(rows, max_new_tokens=4)
+    lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
+    lm.score(rows, [list(example.answer) for example in EXAMPLES])
+
+
+def connector_loss(lm: FrozenLM, connector: Connector, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    return recursion_loss(RecursiveLM(lm, connector), examples)
+
+
+def serve_connector(lm: FrozenLM, connector: Connector) -> None:
+    """Measure and use two passes."""
+    model = RecursiveLM(lm, connector)
+    mean_recursion_loss(model, EXAMPLES)
+    rows = [[Tokens.of(example.context)] for example in EXAMPLES]
+    model.generate(rows, max_new_tokens=4)
+    model.generate(rows[:2], max_new_tokens=4, num_beams=2)
+    model.forward(rows)
 
 
 @dataclass(frozen=True)
 class Method:
     """How a method is made, trained and used. keys: exactly what its checkpoint holds; kind: what it is saved as.
 
-    A method that hosts a frozen encoder shows it as the attribute `encoder`.
+    A method that hosts a frozen encoder shows it as the attribute `encoder`. lms: those it can stand around.
     """
 
     name: str
@@ -47,7 +72,8 @@ class Method:
     keys: frozenset[str]
     make: Callable[[FrozenLM], Any]
     loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]] = prompt_loss
-    row: Callable[[Any, Example], Row] = prompt_row
+    serve: Callable[[FrozenLM, Any], None] = serve_prompt
+    lms: tuple[str, ...] = LMS
 
 
 ID_PT_KEYS = frozenset(
@@ -65,6 +91,15 @@ ID_PT_KEYS = frozenset(
 )
 
 TASKS = ("task0", "task1")
+
+CONNECTOR_KEYS = frozenset(
+    f"bridges.0.{name}"
+    for name in (
+        *("gate", "enter.0.weight", "enter.1.weight", "leave.0.weight", "leave.1.weight"),
+        *(f"blocks.0.norm_{part}.weight" for part in ("attention", "feed_forward")),
+        *(f"blocks.0.{part}.weight" for part in ("query_key_value", "out", "up", "down")),
+    )
+)
 
 METHODS = (
     Method(
@@ -105,6 +140,7 @@ METHODS = (
         ),
         lambda lm: Attempt.create(lm, [SoftPrompt.create(lm, 3, seed=k) for k in (1, 2)], tasks=TASKS, width=8),
     ),
+    Method("connector", "connector", CONNECTOR_KEYS, Connector.create, connector_loss, serve_connector, DECODERS),
 )
 
 QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
@@ -115,7 +151,10 @@ TEXT = tuple(range(20, 32))
 SETTINGS = TrainSettings(steps=4, batch_size=4, gradient_accumulation=2, eval_every=2, learning_rate=0.05)
 
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-every_lm = pytest.mark.parametrize("lm_name", LMS)
+every_pair = pytest.mark.parametrize(
+    ("method", "lm_name"),
+    [pytest.param(method, name, id=f"{method.name}-{name}") for method in METHODS for name in method.lms],
+)
 
 
 def state_of(model: Any) -> dict[str, Any]:
@@ -173,8 +212,7 @@ def train(method: Method, lm: FrozenLM, module: nn.Module, out: Path, loss: Any 
     )
 
 
-@every_lm
-@every_method
+@every_pair
 def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
     module = method.make(lm)
@@ -182,11 +220,7 @@ def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, meth
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     train(method, lm, module, tmp_path)
-    mean_loss(lm, module, EXAMPLES)
-    rows = [method.row(module, example) for example in EXAMPLES]
-    lm.generate(rows, max_new_tokens=4)
-    lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
-    lm.score(rows, [list(example.answer) for example in EXAMPLES])
+    method.serve(lm, module)
 
     assert states_of(lm, module) == before
     assert str(lm.verify()).startswith("LM weights changed: 0 of ")
@@ -196,8 +230,7 @@ def test_lm_is_untouched_and_every_part_of_the_module_moves(tmp_path: Path, meth
     assert [name for name, p in module.named_parameters() if torch.equal(p, start[name])] == []
 
 
-@every_lm
-@every_method
+@every_pair
 def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
     module = method.make(lm)
@@ -215,8 +248,7 @@ def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method
     assert torch.equal(logits_with_the_module_off(lm), plain)
 
 
-@every_lm
-@every_method
+@every_pair
 def test_module_never_reaches_the_lm(tmp_path: Path, method: Method, lm_name: str) -> None:
     lm = toy_lm(lm_name)
     before_it_was_made = state_of(lm.model)
