@@ -64,7 +64,7 @@ def preferred(lm: FrozenLM, text: str, choices: Sequence[str], module: Shift | N
 def ranked_rows(
     lm: FrozenLM, name: str, choices: Sequence[str], *, n: int, right: int, module: Shift | None = None
 ) -> list[TaskRow]:
-    """n rows, the first `right` of which the LM gets right: their target is what it prefers, that of others the next."""
+    """n rows, the first `right` of which the LM gets right: their target is what it prefers, the others' the next."""
     rows = []
     for i, text in enumerate(texts(n)):
         best = preferred(lm, text, choices, module)

@@ -1,0 +1,81 @@
+"""`frozenlm evaluate` and `frozenlm prompts` for a config of kind `multitask`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import build_tasks
+from pipelines.errors import ConfigError
+from pipelines.evaluation.tasks import evaluate_tasks
+from pipelines.surface import clean
+from retrievers.files import sha256_json
+
+if TYPE_CHECKING:
+    from pipelines.multitask import MultitaskPipeline
+    from pipelines.tasks.task import TaskRow
+
+Log = Callable[[str], None]
+_MEASURED = ("tasks", "input", "generation", "surface", "prompt", "lm", "encoder")
+
+
+def evaluate_multitask(
+    pipeline: MultitaskPipeline,
+    out: Path | str,
+    *,
+    limit: int | None = None,
+    restart: bool = False,
+    log: Log = lambda _: None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure the config's own prompt, or the LM as it is where there is none, on every task of the config.
+
+    Args:
+        limit: rows a task at most; None takes the config's.
+
+    Returns:
+        The content of metrics.json; `unseen` names the tasks that were not trained on.
+
+    Raises:
+        ConfigError: no task, or a task without the split that is to be measured.
+        CheckpointError: the prompt has not been trained.
+    """
+    from pipelines.loader import as_written
+
+    config = pipeline.config
+    block = config.evaluation
+    name = config.prompt.name if config.prompt is not None else None
+    settings = config.model_dump(mode="json", include=set(_MEASURED))
+    return evaluate_tasks(
+        pipeline.lm,
+        pipeline.module(name),
+        _rows(pipeline, block.split, limit or block.limit, log),
+        out,
+        encode_row=pipeline.coder.scored,
+        metrics={task.name: task.metric for task in config.tasks},
+        normalize=block.normalize,
+        max_new_tokens=config.generation.max_new_tokens,
+        stop=tuple(config.generation.stop),
+        clean=lambda text: clean(text, join_digits=config.surface.join_digits, as_in_passage=False),
+        batch_tokens=config.generation.batch_tokens,
+        inputs_cut=lambda: pipeline.coder.counts.inputs_cut,
+        identity={
+            **pipeline.provenance(),
+            "split": block.split,
+            "unseen": [task.name for task in config.tasks if not task.seen],
+            "config_sha256": sha256_json(settings),
+        },
+        about={"config": as_written(config)},
+        chunk=block.chunk,
+        seed=config.seed,
+        restart=restart,
+        log=log,
+        progress=progress,
+    )
+
+
+def _rows(pipeline: MultitaskPipeline, split: str, limit: int | None, log: Log) -> dict[str, list[TaskRow]]:
+    if not pipeline.config.tasks:
+        raise ConfigError("this config has no tasks to measure; give it a tasks block")
+    return {task.name: list(task.rows[split])[:limit] for task in build_tasks.tasks(pipeline.config, split, log=log)}
