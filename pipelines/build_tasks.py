@@ -38,7 +38,7 @@ def encoder(config: c.Multitask) -> FrozenEncoder | None:
     )
 
 
-def spec(block: c.TaskBlock, seed: int) -> TaskSpec:
+def spec(block: c.TaskBlock) -> TaskSpec:
     """The task that a block describes; nothing is read yet."""
     from pipelines.tasks.records import RecordSource
     from pipelines.tasks.spec import TaskSpec
@@ -50,7 +50,6 @@ def spec(block: c.TaskBlock, seed: int) -> TaskSpec:
             sources[split] = RecordSource(
                 path=records.path or str(records.dataset),
                 format=records.format if records.path is not None else "hf",
-                seed=seed,
                 **records.model_dump(include={"split", "subset", "revision", "skip", "limit", "sample"}),
             )
     source = block.promptsource
@@ -60,7 +59,6 @@ def spec(block: c.TaskBlock, seed: int) -> TaskSpec:
         promptsource=source.file if source is not None else None,
         promptsource_template=source.template if source is not None else None,
         labels=tuple(block.labels),
-        seed=seed,
         **block.model_dump(include={"metric", "template", "verbalizer", "target", "references", "label", "fields"}),
     )
 
@@ -79,7 +77,7 @@ def tasks(config: c.Multitask, split: str, *, seen: bool | None = None, log: Log
     blocks = [task for task in config.tasks if seen is None or task.seen == seen]
     if not blocks:
         raise ConfigError("this config has no task to read; give it a tasks block with at least one that is seen")
-    specs = [spec(block, config.seed) for block in blocks]
+    specs = [spec(block) for block in blocks]
     if missing := [one.name for one in specs if split not in one.records]:
         raise ConfigError(f"task {missing[0]!r} has no {split} records; name them under tasks.{split}")
     found = load_tasks(specs, [split])

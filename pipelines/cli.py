@@ -110,7 +110,7 @@ def train(
     workspace: WorkspaceOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Train the reader's soft prompt, or the re-ranker. Goes on where an interrupted run stopped."""
+    """Train the config's prompt or re-ranker. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
     hush(quiet)
     from pipelines import show
@@ -132,7 +132,9 @@ def evaluate(
         Path | None,
         typer.Option("--qrels", metavar="FILE", help="Gold passages of the questions, for nDCG and --oracle."),
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first N questions (rows of each task).")
+    ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Read the gold passages instead of retrieving.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget what DIR holds and begin again.")] = False,
     as_json: JsonOpt = False,
@@ -141,10 +143,24 @@ def evaluate(
     allow_import: ImportOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Answer a file of questions and measure. Goes on where an interrupted evaluation stopped."""
+    """Answer questions, or the config's tasks, and measure. Goes on where an interrupted evaluation stopped."""
     from pipelines import show
+    from pipelines.errors import ConfigError
 
     with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
+        if pipeline.config.kind == "multitask":
+            if questions is not None or qrels is not None or oracle:
+                raise typer.BadParameter(
+                    "--questions, --qrels and --oracle are for questions; this config names its tasks"
+                )
+            from pipelines.evaluation.multitask import evaluate_multitask
+            from pipelines.evaluation.task_table import task_table
+
+            found = evaluate_multitask(
+                pipeline, out, limit=limit, restart=restart, log=logger(quiet), progress=not quiet
+            )
+            show.print_json(results(), found) if as_json else results().print(task_table(found, title=str(out)))
+            return
         asked = _evaluation_questions(pipeline.config, questions, question_format, qrels, limit)
         from pipelines.evaluation.run import evaluate as run
 

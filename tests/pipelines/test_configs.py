@@ -28,7 +28,7 @@ def test_header_says_how_to_run_it_what_it_needs_and_what_it_shows(name: str) ->
 def test_loads_by_name_and_without_side_effects(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline = Pipeline.from_config(name)
-    assert pipeline.config.kind in ("retrieval", "reranker", "frozen_reader", "closed_book")
+    assert pipeline.config.kind in ("retrieval", "reranker", "frozen_reader", "closed_book", "multitask")
     assert list(tmp_path.iterdir()) == []
 
 
