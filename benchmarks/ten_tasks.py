@@ -3,9 +3,9 @@
     python benchmarks/ten_tasks.py run --out runs/ten_tasks [--part 0/2] [--seeds 3]
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
-Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, in this
-order: equal training examples on ten tasks; the same with equal trained parameters (those of one prompt a task); two and
-five tasks instead of ten. A run that is there is not run again, so the whole can be stopped and split over machines.
+Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, seed by
+seed: equal training examples on ten tasks; two and five tasks instead of ten; equal trained parameters (those of one
+prompt a task). A run that is there is not run again, so the whole can be stopped and split over machines.
 """
 
 from __future__ import annotations
