@@ -150,8 +150,8 @@ def evaluate(
     with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
         if pipeline.config.kind == "multitask":
             if questions is not None or qrels is not None or oracle:
-                raise typer.BadParameter(
-                    "--questions, --qrels and --oracle are for questions; this config names its tasks"
+                raise ConfigError(
+                    "--questions, --qrels and --oracle are for questions; this config names its own tasks"
                 )
             from pipelines.evaluation.multitask import evaluate_multitask
             from pipelines.evaluation.task_table import task_table
@@ -179,12 +179,37 @@ def compare(
     as_json: JsonOpt = False,
 ) -> None:
     """Compare two evaluations of the same questions: paired bootstrap and McNemar."""
-    from pipelines.evaluation.compare import compare as run
+    from pipelines.evaluation.compare import compare as of_questions
+    from pipelines.evaluation.task_figures import compare_tasks, holds_tasks
+    from pipelines.evaluation.task_table import task_comparison_table
     from pipelines.report import comparison_table
     from pipelines.show import print_json
 
-    result = run(first, second)
-    print_json(results(), result) if as_json else results().print(comparison_table(result))
+    tasks = holds_tasks(first) and holds_tasks(second)
+    result = compare_tasks(first, second) if tasks else of_questions(first, second)
+    if as_json:
+        print_json(results(), result)
+    else:
+        results().print(task_comparison_table(result) if tasks else comparison_table(result))
+
+
+@app.command()
+def prompts(
+    config: ConfigArg,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the prompts and their picture go.")],
+    split: Annotated[str, typer.Option("--split", help="train, dev or test")] = "dev",
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Rows of each task.")] = 60,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Export the prompts that a trained method writes for the tasks' inputs, and draw where they lie."""
+    with _pipeline(config, set_, workspace, False, quiet) as pipeline:
+        from pipelines import show
+        from pipelines.evaluation.multitask import export_prompts
+
+        found = export_prompts(pipeline, out, split=split, limit=limit, log=logger(quiet))
+    results().print(show.figures(found, str(out)))
 
 
 @app.command()

@@ -62,17 +62,22 @@ class MultitaskPipeline:
             self._coder = build_tasks.row_encoder(self.config, self.lm)
         return self._coder
 
-    def module(self, name: str | None) -> PromptModule | None:
-        """A trained prompt method by name; None is the LM as it is.
+    @property
+    def own_name(self) -> str | None:
+        """Name of the config's own prompt; None where the LM answers as it is."""
+        if self.config.prompt is None or self.parts.given.get("prompt", self) is None:
+            return None
+        return self.config.prompt.name
+
+    def module(self, name: str) -> PromptModule:
+        """A trained prompt method by name.
 
         Raises:
             ConfigError: no such name in the config.
             CheckpointError: not trained yet, damaged, or of another LM or encoder.
         """
-        if name is None:
-            return None
-        if name == self._own_name and "prompt" in self.parts.given:
-            given: PromptModule | None = self.parts.given["prompt"]
+        if name == self.own_name and "prompt" in self.parts.given:
+            given: PromptModule = self.parts.given["prompt"]
             return given
         if name not in self.blocks:
             raise ConfigError(f"no module {name!r} in this config; it has {sorted(self.blocks)}")
@@ -122,7 +127,7 @@ class MultitaskPipeline:
             self._memories = PromptMemories(self.lm)
         rows, memory = mixed_rows(
             [self.coder.context(text) for text in questions],
-            [self.module(name) for name in names],
+            [None if name is None else self.module(name) for name in names],
             [PromptInput(text, task) for text, task in zip(questions, of_tasks, strict=True)],
             self._memories,
         )
@@ -177,15 +182,11 @@ class MultitaskPipeline:
     ) -> None:
         self.close()
 
-    @property
-    def _own_name(self) -> str | None:
-        return self.config.prompt.name if self.config.prompt is not None else None
-
     def _chosen(self, texts: Sequence[str], modules: Sequence[str | None] | str | None) -> list[str | None]:
         if modules is None:
             routes: Mapping[str, str | None] = {route.starts_with: route.module for route in self.config.routes}
             return [
-                next((name for words, name in routes.items() if text.startswith(words)), self._own_name)
+                next((name for words, name in routes.items() if text.startswith(words)), self.own_name)
                 for text in texts
             ]
         if isinstance(modules, str):

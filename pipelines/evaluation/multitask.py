@@ -10,6 +10,7 @@ from pipelines import build_tasks
 from pipelines.errors import ConfigError
 from pipelines.evaluation.tasks import evaluate_tasks
 from pipelines.surface import clean
+from pipelines.tasks.spec import SPLITS
 from retrievers.files import sha256_json
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def evaluate_multitask(
 
     config = pipeline.config
     block = config.evaluation
-    name = config.prompt.name if config.prompt is not None else None
+    name = pipeline.own_name
     settings = config.model_dump(mode="json", include=set(_MEASURED))
     return evaluate_tasks(
         pipeline.lm,
-        pipeline.module(name),
+        None if name is None else pipeline.module(name),
         _rows(pipeline, block.split, limit or block.limit, log),
         out,
         encode_row=pipeline.coder.scored,
@@ -73,6 +74,34 @@ def evaluate_multitask(
         log=log,
         progress=progress,
     )
+
+
+def export_prompts(
+    pipeline: MultitaskPipeline, out: Path | str, *, split: str = "dev", limit: int = 60, log: Log = lambda _: None
+) -> dict[str, Any]:
+    """Write p(x) of the tasks' inputs, and a picture of where they lie, into a folder.
+
+    Returns:
+        How much of the prompts' variance lies between tasks, and the files' names.
+
+    Raises:
+        ConfigError: the config is not of kind multitask, has no prompt, or no such split.
+        MissingExtraError: matplotlib is not installed.
+    """
+    from pipelines.evaluation.prompt_plot import PICTURE, draw_prompts, written_prompts
+    from pipelines.tasks.encoding import source_of
+
+    prompt = getattr(pipeline.config, "prompt", None)
+    if pipeline.config.kind != "multitask" or prompt is None:
+        raise ConfigError("prompts are exported from a config of kind multitask with a prompt block")
+    if split not in SPLITS:
+        raise ConfigError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
+    module = pipeline.module(prompt.name)
+    sources = [source_of(row) for rows in _rows(pipeline, split, limit, log).values() for row in rows]
+    found = written_prompts(module, sources)
+    found.save(out, pipeline.provenance() | {"split": split})
+    draw_prompts(found, Path(out) / PICTURE, title=f"{prompt.kind}: {len(sources)} inputs of {split}")
+    return found.figures() | {"picture": str(Path(out) / PICTURE)}
 
 
 def _rows(pipeline: MultitaskPipeline, split: str, limit: int | None, log: Log) -> dict[str, list[TaskRow]]:

@@ -108,6 +108,11 @@ def mean_figure(metrics: Mapping[str, str], records: Mapping[str, Records], *, s
     return {"tasks": len(measures), "score": score, "ci95": [float(low), float(high)]}
 
 
+def holds_tasks(folder: Path | str) -> bool:
+    """Whether a folder holds a finished evaluation of tasks, not of questions."""
+    return "tasks" in (ResultFolder(folder, passages=False).metrics() or {})
+
+
 def compare_tasks(first: Path | str, second: Path | str, *, resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """Whether run `b` (`second`) differs from run `a` (`first`), task by task and on average.
 

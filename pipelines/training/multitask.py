@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from frozenlm.context_cache import ContextCache
 from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.training import fit
 from pipelines import build_tasks
@@ -20,6 +21,7 @@ from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import ConfigError
 from pipelines.evaluation.tasks import dev_scores
+from pipelines.surface import clean
 from pipelines.tasks.encoding import RowEncoder
 from pipelines.tasks.mixture import mixture
 from pipelines.tasks.task import TaskRow
@@ -60,6 +62,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
         return prompt_loss(lm, module, batch, unit=training.loss_unit)
 
+    read = ContextCache(lm) if lm.kind == "decoder" else None  # dev contexts, for suffix prompts
+
     def score() -> Mapping[str, float]:
         scores = dev_scores(
             lm,
@@ -68,6 +72,9 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
             encode_row=coder.scored,
             normalize=config.evaluation.normalize,
             max_new_tokens=config.generation.max_new_tokens,
+            stop=tuple(config.generation.stop),
+            clean=lambda text: clean(text, join_digits=config.surface.join_digits, as_in_passage=False),
+            memory_cache=read,
             metrics={task.name: task.metric for task in train},
         )
         mean = sum(scores.values()) / len(scores)
