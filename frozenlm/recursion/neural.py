@@ -13,7 +13,7 @@ Shapes: B rows, T columns, P soft tokens, H hidden size, H' width of the final h
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from frozenlm.backbone import DecoderState
 from frozenlm.decoding import Settings, StopRule, decode_batch, fresh_seed
 from frozenlm.errors import ConfigError, ShapeError
+from frozenlm.lm import BATCH_TOKENS, FrozenLM
 from frozenlm.prompts.interface import PromptInput, PromptModule
 from frozenlm.recursion.connector import Connector, ConnectorState
 from frozenlm.recursion.pass_cache import FirstPassCache
@@ -28,10 +29,6 @@ from frozenlm.recursion.sizes import require_decoder
 from frozenlm.recursion.token_losses import token_losses
 from frozenlm.rows import Assembled, Row, Soft, Tokens, check_rows, row_length, text_ids
 
-if TYPE_CHECKING:
-    from frozenlm.lm import FrozenLM
-
-BATCH_TOKENS = 8192  # as in `FrozenLM`
 EMPTY = PromptInput()
 
 
@@ -45,7 +42,7 @@ class RecursiveLM:
     Raises: ConfigError for an encoder-decoder LM; ShapeError for a connector of another width.
     """
 
-    def __init__(self, lm: "FrozenLM", connector: Connector, prompt: PromptModule | None = None) -> None:
+    def __init__(self, lm: FrozenLM, connector: Connector, prompt: PromptModule | None = None) -> None:
         require_decoder(lm)
         if connector.hidden_size != lm.hidden_size:
             raise ShapeError(
@@ -232,7 +229,7 @@ class RecursiveState:
     """A decoding run through all passes: one token is one step of each (`frozenlm.backbone.State`)."""
 
     def __init__(
-        self, lm: "FrozenLM", lm_states: Sequence[DecoderState], connector_states: Sequence[ConnectorState]
+        self, lm: FrozenLM, lm_states: Sequence[DecoderState], connector_states: Sequence[ConnectorState]
     ) -> None:
         self._lm, self._first, self._later = lm, lm_states[0], list(zip(connector_states, lm_states[1:], strict=True))
 

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,17 +25,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.lm import BATCH_TOKENS, FrozenLM
 from frozenlm.recursion.sizes import require_decoder
 from frozenlm.rows import Tokens
 from frozenlm.tensor_file import clear_temporaries, read_tensors, write_tensors
 
-if TYPE_CHECKING:
-    from frozenlm.lm import FrozenLM
-
 StateType = Literal["lm", "float32", "bfloat16", "float16"]
 BYTE_BUDGET = 20_000_000_000
 SHARD_BYTES = 2**27
-BATCH_TOKENS = 8192  # as in `FrozenLM`
 
 logger = logging.getLogger("frozenlm.recursion")
 
@@ -92,7 +89,7 @@ class FirstPassCache:
 
     def __init__(
         self,
-        lm: "FrozenLM",
+        lm: FrozenLM,
         rows: Sequence[Sequence[int]],
         *,
         folder: Path | str,
