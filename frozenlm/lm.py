@@ -358,6 +358,7 @@ class FrozenLM:
         length_penalty: float = 1.0,
         stop: Sequence[str] = ("\n",),
         seed: int | None = None,
+        row_numbers: Sequence[int] | None = None,
         batch_tokens: int = BATCH_TOKENS,
     ) -> Any:
         """Generate after each row, for any number of rows.
@@ -374,13 +375,15 @@ class FrozenLM:
             length_penalty: beam scores are log-probability / length ** length_penalty.
             stop: a generation ends at the first of these strings, which its text leaves out.
             seed: of the sampling; the same seed gives the same samples, however the rows are batched. None draws one.
+            row_numbers: B whole numbers of at least 0; a row's random numbers are drawn from the seed and its own, so
+                that its samples need not depend on its place. None counts the rows.
             batch_tokens: the most tokens of a batch.
 
         Returns:
             B generations, or B lists of `num_return_sequences` where that is above 1.
 
         Raises:
-            ShapeError: as `read`; a row that leaves no room for max_new_tokens.
+            ShapeError: as `read`; a row that leaves no room for max_new_tokens; not one row number a row.
             ConfigError: a setting out of range.
         """
         settings = Settings(
@@ -397,6 +400,8 @@ class FrozenLM:
         )
         rule = StopRule(self.eos_ids, settings.stop, self.decode)
         drawn = fresh_seed(seed)
+        if row_numbers is not None and len(row_numbers) != len(rows):
+            raise ShapeError(f"{len(row_numbers)} row numbers for {len(rows)} rows; give one each")
         found: list[list[Generation]] = [[]] * len(rows)
         extra = max_new_tokens - 1  # the last new token is never read
         if self.kind == "encoder-decoder":
@@ -405,7 +410,8 @@ class FrozenLM:
         share = max(1, batch_tokens // max(num_beams, num_return_sequences))
         for part in self._engine.plan(rows, memory, share, [extra] * len(rows)):
             hidden, state = self._engine.start(_take(rows, part), _select(memory, part), max_new_tokens)
-            made = decode_batch(state, hidden, self._engine.head, rule, settings, part, drawn)
+            numbers = part if row_numbers is None else [row_numbers[index] for index in part]
+            made = decode_batch(state, hidden, self._engine.head, rule, settings, numbers, drawn)
             for index, generations in zip(part, made, strict=True):
                 found[index] = generations
         return found if num_return_sequences > 1 else [one[0] for one in found]

@@ -6,7 +6,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from frozenlm import FrozenLM, Soft, Tokens
 from frozenlm.decoding import StopRule
-from frozenlm.errors import ConfigError
+from frozenlm.errors import ConfigError, ShapeError
 from tests.toys import EOS, NAMES, toy_lm, toy_model, toy_tokenizer
 
 PROMPTS = [[20, 21, 22], [30, 31, 32, 33, 34, 35], [40]]
@@ -122,6 +122,25 @@ def test_the_seed_decides(lm):
     assert sample(1) == sample(1)
     assert sample(1) != sample(2)
     assert sample(None) != sample(None)
+
+
+def test_a_numbered_row_keeps_its_samples_wherever_it_stands(lm):
+    def sample(order):
+        found = lm.generate(
+            [ROWS[i] for i in order],
+            do_sample=True,
+            temperature=2.0,
+            max_new_tokens=6,
+            num_return_sequences=2,
+            seed=3,
+            row_numbers=[100 + i for i in order],
+        )
+        return {i: [one.ids for one in copies] for i, copies in zip(order, found, strict=True)}
+
+    assert sample([0, 1, 2]) == sample([2, 0, 1])
+    assert sample([1]) == {1: sample([0, 1])[1]}
+    with pytest.raises(ShapeError, match="1 row numbers for 3 rows"):
+        lm.generate(ROWS, do_sample=True, row_numbers=[1])
 
 
 def test_sampling_leaves_the_global_random_state_alone(lm):
