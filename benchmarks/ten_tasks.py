@@ -3,8 +3,8 @@
     python benchmarks/ten_tasks.py run --out runs/ten_tasks [--part 0/2] [--seeds 3]
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
-Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, seed by
-seed: equal training examples on ten tasks; two and five tasks instead of ten; equal trained parameters (those of one
+Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, in this
+order: equal training examples on ten tasks; two and five tasks instead of ten; equal trained parameters (those of one
 prompt a task). A run that is there is not run again, so the whole can be stopped and split over machines.
 """
 
@@ -49,7 +49,9 @@ def runs(seeds: int) -> Iterator[Run]:
     """All runs, the most telling first."""
     for seed in range(seeds):
         yield from (Run(method, 10, seed) for method in ("one_prompt", "id_pt", "task_prompts", "idpg", "attempt"))
+    for seed in range(seeds):
         yield from (Run(method, tasks, seed) for tasks in (2, 5) for method in ("one_prompt", "id_pt"))
+    for seed in range(seeds):
         yield from (Run(method, 10, seed, "parameters") for method in ("id_pt", "one_prompt", "idpg", "attempt"))
 
 
@@ -87,14 +89,14 @@ def configured(run: Run, out: Path) -> Multitask:
 
 
 def make_sources(out: Path) -> None:
-    """The four source prompts of ATTEMPT: a soft prompt trained on one task each, 100 steps."""
+    """The four source prompts of ATTEMPT: a soft prompt trained on one task each, 60 steps."""
     from pipelines.training import train
 
     for task in SOURCES:
         if not (out / "modules" / f"source_{task}" / "module.json").exists():
             config = load_config(
                 "ten_tasks_one_prompt.yaml",
-                overrides=[f"workspace={json.dumps(str(out))}", f"prompt.name=source_{task}", "training.steps=100"],
+                overrides=[f"workspace={json.dumps(str(out))}", f"prompt.name=source_{task}", "training.steps=60"],
             )
             only = [block for block in config.tasks if block.name == task]
             train(config.model_copy(update={"tasks": only}), log=print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,35 @@ def encoder(config: c.Multitask) -> FrozenEncoder | None:
         device=block.device,
         max_length=block.max_length,
     )
+
+
+def expanded(blocks: Sequence[c.TaskBlock]) -> list[c.TaskBlock]:
+    """The blocks, with `template: all` made one block a template of the original task, named `task.number`.
+
+    Raises:
+        ConfigError: a file that cannot be read, or without such a template.
+    """
+    found: list[c.TaskBlock] = []
+    for block in blocks:
+        if block.promptsource is None or block.promptsource.template != "all":
+            found.append(block)
+            continue
+        from pipelines.tasks.promptsource import read_templates
+
+        file = block.promptsource.file
+        templates = [template for template in read_templates(file) if template.original_task]
+        if not templates:
+            raise ConfigError(f"task {block.name!r}: {file} has no template that asks for the original task")
+        for number, template in enumerate(templates, start=1):
+            metric = block.metric if block.metric != "auto" else "accuracy" if template.answer_choices else "rouge"
+            changes = {
+                "name": f"{block.name}.{number}",
+                "promptsource": block.promptsource.model_copy(update={"template": template.id}),
+                "metric": metric,
+                "weight": block.weight / len(templates),
+            }
+            found.append(block.model_copy(update=changes))
+    return found
 
 
 def spec(block: c.TaskBlock) -> TaskSpec:
@@ -74,7 +104,7 @@ def tasks(config: c.Multitask, split: str, *, seen: bool | None = None, log: Log
     """
     from pipelines.tasks.task import TaskRows, load_tasks
 
-    blocks = [task for task in config.tasks if seen is None or task.seen == seen]
+    blocks = [task for task in expanded(config.tasks) if seen is None or task.seen == seen]
     if not blocks:
         raise ConfigError("this config has no task to read; give it a tasks block with at least one that is seen")
     specs = [spec(block) for block in blocks]
@@ -122,7 +152,7 @@ def new_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: Froz
         "position": block.position,
         "seed": config.seed,
     }
-    seen = [task.name for task in config.tasks if task.seen]
+    seen = [task.name for task in expanded(config.tasks) if task.seen]
     if isinstance(block, c.OnePrompt):
         from frozenlm.prompts.soft_prompt import SoftPrompt
 

@@ -121,7 +121,8 @@ RecordsOrPath = Annotated[Records, BeforeValidator(_path_alone)]
 
 
 class PromptSource(Block):
-    """A template of a promptsource `templates.yaml`, by name."""
+    """A template of a promptsource `templates.yaml`, by its name or id; `all` makes a task of every template that asks
+    for what the data set was made for, and shares the task's weight among them."""
 
     file: LocalPath
     template: Annotated[str, Field(min_length=1)]
@@ -148,7 +149,7 @@ class TaskBlock(Block):
     verbalizer: dict[str, str] | None = None
     target: str | None = None
     references: str | None = None
-    metric: Metric = "accuracy"
+    metric: Metric | Literal["auto"] = "accuracy"
     weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     seen: bool = True
 

@@ -54,7 +54,7 @@ def evaluate_multitask(
         _rows(pipeline, block.split, limit or block.limit, log),
         out,
         encode_row=pipeline.coder.scored,
-        metrics={task.name: task.metric for task in config.tasks},
+        metrics={task.name: task.metric for task in build_tasks.expanded(config.tasks)},
         normalize=block.normalize,
         max_new_tokens=config.generation.max_new_tokens,
         stop=tuple(config.generation.stop),
@@ -64,7 +64,7 @@ def evaluate_multitask(
         identity={
             **pipeline.provenance(),
             "split": block.split,
-            "unseen": [task.name for task in config.tasks if not task.seen],
+            "unseen": [task.name for task in build_tasks.expanded(config.tasks) if not task.seen],
             "config_sha256": sha256_json(settings),
         },
         about={"config": as_written(config)},

@@ -49,7 +49,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         draws=training.steps * training.batch_size,
         cap=config.mixture.cap,
         temperature=config.mixture.temperature,
-        weights={task.name: task.weight for task in config.tasks if task.seen},
+        weights={task.name: task.weight for task in build_tasks.expanded(config.tasks) if task.seen},
         seed=config.seed,
     )
     log("rows drawn: " + ", ".join(f"{name} {count}" for name, count in drawn.counts.items()))
