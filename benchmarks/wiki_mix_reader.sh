@@ -36,12 +36,21 @@ for q in "${sets[@]}"; do
     ranked="retriever={kind: precomputed, file: $(realpath "$out")/suffix-rerank-$q/retrieval.json}"
     evaluate zero-rerank "$q" wiki_mix_reader.yaml --set prompt=null --set "$ranked"
     evaluate closed "$q" wiki_mix_reader.yaml --set prompt=null --set packing.max_passages=0 --set "$ranked"
+    # One passage in the window: there the first place is all that counts.
+    one=(--set prompt=null --set packing.max_passages=1)
+    evaluate zero1 "$q" wiki_mix_reader.yaml "${one[@]}"
+    evaluate zero1-rerank "$q" wiki_mix_reader.yaml "${one[@]}" --set "$ranked"
     evaluate zero-oracle "$q" wiki_mix_reader.yaml --set prompt=null --oracle
     evaluate suffix-oracle "$q" wiki_mix_reader.yaml --oracle
 done
-$frozenlm train configs/wiki_mix_reader.yaml "${prefix[@]}"
+# The two positions of the prompt, after as many steps as each other.
+equal=(--set training.steps=100 --set training.eval_every=50)
+suffix100=(--set prompt.name=reader_suffix100)
+$frozenlm train configs/wiki_mix_reader.yaml "${prefix[@]}" "${equal[@]}"
+$frozenlm train configs/wiki_mix_reader.yaml "${suffix100[@]}" "${equal[@]}"
 for q in "${sets[@]}"; do
     ranked="retriever={kind: precomputed, file: $(realpath "$out")/suffix-rerank-$q/retrieval.json}"
+    evaluate suffix100 "$q" wiki_mix_reader.yaml "${suffix100[@]}"
     evaluate prefix "$q" wiki_mix_reader.yaml "${prefix[@]}"
     evaluate prefix-rerank "$q" wiki_mix_reader.yaml "${prefix[@]}" --set "$ranked"
     evaluate prefix-oracle "$q" wiki_mix_reader.yaml "${prefix[@]}" --oracle
