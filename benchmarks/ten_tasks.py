@@ -14,10 +14,13 @@ import argparse
 import json
 import resource
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from frozenlm.prompts.budget import fit_to_budget
 from frozenlm.prompts.idpg import IDPG
