@@ -213,6 +213,29 @@ def prompts(
 
 
 @app.command()
+def cost(
+    config: ConfigArg,
+    input_tokens: Annotated[
+        int | None, typer.Option("--input-tokens", min=1, help="Text that the LM reads; else what the config packs.")
+    ] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option("--answer-tokens", min=1, help="Else generation.max_new_tokens.")
+    ] = None,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+) -> None:
+    """Parameters and FLOPs of what is trained and of the LM, for one input. Loads no model."""
+    loaded = _load(config, set_, None)
+    hush(True)
+    from pipelines import show
+    from pipelines.cost import Assumed, cost_table
+    from pipelines.cost import cost as run
+
+    found = run(loaded, Assumed(input_tokens=input_tokens, answer_tokens=answer_tokens))
+    show.print_json(results(), found) if as_json else results().print(cost_table(found, title=config))
+
+
+@app.command()
 def demo(
     config: Annotated[str, typer.Argument(metavar="[CONFIG]")] = "demo.yaml",
     set_: SetOpt = None,

@@ -1,0 +1,293 @@
+"""`frozenlm cost`: parameters of what is trained and of the LM, and the FLOPs of one input by component.
+
+Nothing is loaded, read or downloaded but a model's config.json (`pipelines.model_sizes`). How many tokens a question, a
+passage and an answer have is assumed, and what was assumed stands in the result; FLOPs are counted as `frozenlm.shapes`
+says. "One pass" is the frozen LM alone, reading the same text and answering once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from frozenlm import cost as flops
+from frozenlm.shapes import ModelShape
+from pipelines import config as c
+from pipelines import model_sizes
+from pipelines.errors import ConfigError, CorpusError, retrieval_errors
+from retrievers.corpus import estimate_passages
+
+SPECIAL = 3  # control tokens around a question and a passage
+_NOT_COUNTED = {"bm25": "BM25 looks words up and adds", "precomputed": "its hits are read from a file"}
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Tokens that a config does not say.
+
+    input_tokens: what the LM reads of text; None: as many passages as fit and are retrieved, with the question
+    answer_tokens: None: `generation.max_new_tokens`, so an upper bound
+    question_tokens, passage_tokens: with their templates; near the means of Natural Questions and passages of 100 words
+    """
+
+    input_tokens: int | None = None
+    answer_tokens: int | None = None
+    question_tokens: int = 16
+    passage_tokens: int = 150
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the pipeline: FLOPs of one input, parameters of its own, how many of these are trained."""
+
+    flops: int
+    parameters: int = 0
+    trained: int = 0
+
+
+@dataclass
+class Cost:
+    """What one config costs.
+
+    components: by name, in the order in which they run
+    lm, one_pass: the frozen LM, and its FLOPs alone; None where there is none
+    assumptions: what the figures rest on
+    not_counted: what is missing from them, and why
+    """
+
+    components: dict[str, Component] = field(default_factory=dict)
+    lm: ModelShape | None = None
+    one_pass: int | None = None
+    assumptions: dict[str, Any] = field(default_factory=dict)
+    not_counted: list[str] = field(default_factory=list)
+
+    def read_by_lm(self, lm: ModelShape, tokens: int, answer_tokens: int, *, beams: int, soft_tokens: int) -> None:
+        """Add one pass of the LM over a text, and what soft tokens beside the text add to it."""
+        alone = flops.generate(lm, tokens, answer_tokens, beams=beams)
+        self.lm, self.one_pass = lm, alone.total
+        self.components["lm_prefill"] = Component(alone.reading, lm.parameters)
+        self.components["lm_decoding"] = Component(alone.answering)
+        if soft_tokens:
+            more = flops.soft_tokens(lm, tokens, answer_tokens, soft_tokens, beams=beams)
+            size = soft_tokens * lm.hidden_size
+            self.components["prompt"] = Component(more, size, size)
+        self.assumptions |= {"input_tokens": tokens, "answer_tokens": answer_tokens, "beams": beams}
+        self.assumptions |= {"soft_tokens": soft_tokens}
+
+    def record(self, kind: str) -> dict[str, Any]:
+        """As JSON values."""
+        trained = sum(part.trained for part in self.components.values())
+        total = sum(part.flops for part in self.components.values())
+        return {
+            "kind": kind,
+            "trained_parameters": trained,
+            "lm_parameters": self.lm.parameters if self.lm else None,
+            "lm_embedding_parameters": self.lm.embeddings if self.lm else None,
+            "parameter_ratio": trained / self.lm.parameters if self.lm else None,
+            "flops_per_input": total,
+            "flops_one_pass": self.one_pass,
+            "flops_ratio_to_one_pass": total / self.one_pass if self.one_pass else None,
+            "components": {
+                name: {"flops": part.flops, "parameters": part.parameters, "trained_parameters": part.trained}
+                for name, part in self.components.items()
+            },
+            "assumptions": self.assumptions | {"attention": "every query-key pair, masked ones too"},
+            "not_counted": self.not_counted,
+        }
+
+
+def cost(config: Any, assumed: Assumed | None = None) -> dict[str, Any]:
+    """Parameters and FLOPs of a config's pipeline for one input.
+
+    Returns:
+        kind, trained_parameters, lm_parameters, lm_embedding_parameters, parameter_ratio, flops_per_input,
+        flops_one_pass, flops_ratio_to_one_pass, components, assumptions, not_counted.
+
+    Raises:
+        ConfigError: a model that is not at hand and whose architecture the config does not give; no room for the input.
+        CheckpointError: a model folder whose config.json is missing or damaged.
+    """
+    function = COSTS.get(config.kind)
+    if function is None:
+        raise ConfigError(f"the cost of a config of kind {config.kind} is not known; it is of {', '.join(COSTS)}")
+    return function(config, assumed or Assumed()).record(config.kind)
+
+
+def _retrieval(config: c.Retrieval, assumed: Assumed) -> Cost:
+    found = Cost()
+    _retriever(found, config, config.retriever, assumed, "retriever")
+    return found
+
+
+def _reranker_job(config: c.RerankerJob, assumed: Assumed) -> Cost:
+    found = _retrieval(config, assumed)
+    block = config.reranker
+    if isinstance(block, c.LMLikelihood):
+        found.not_counted.append("reranker: this config names no LM that could rank")
+    else:
+        shape = model_sizes.cross_encoder_shape(block)
+        _cross_encoder(found, config, block, shape, assumed)
+    return found
+
+
+def _frozen_reader(config: c.FrozenReader, assumed: Assumed) -> Cost:
+    found = _retrieval(config, assumed)
+    lm = model_sizes.lm_shape(config.lm)
+    block = config.reranker
+    if isinstance(block, c.LMLikelihood):
+        depth = min(config.rerank_depth, config.retrieve_k)
+        one = flops.score(lm, assumed.passage_tokens, assumed.question_tokens).total
+        found.components["reranker"] = Component(depth * one)
+        found.assumptions["rerank_depth"] = depth
+    elif block is not None:
+        try:
+            _cross_encoder(found, config, block, model_sizes.cross_encoder_shape(block), assumed)
+        except ConfigError as error:
+            found.not_counted.append(str(error))
+    return _answered(found, config, lm, assumed)
+
+
+def _closed_book(config: c.ClosedBook, assumed: Assumed) -> Cost:
+    return _answered(Cost(), config, model_sizes.lm_shape(config.lm), assumed)
+
+
+def _answered(found: Cost, config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed: Assumed) -> Cost:
+    tokens, passages = input_tokens(config, lm, assumed)
+    block = config.generation
+    answer = block.max_new_tokens if assumed.answer_tokens is None else assumed.answer_tokens
+    soft = config.prompt.length if config.prompt else 0
+    found.read_by_lm(lm, tokens, answer, beams=block.num_beams, soft_tokens=soft)
+    found.assumptions |= {"passages": passages, "question_tokens": assumed.question_tokens}
+    if passages:
+        found.assumptions["passage_tokens"] = assumed.passage_tokens
+    return found
+
+
+def input_tokens(config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
+    """Tokens of text that the LM reads, soft tokens left out, and how many passages are among them.
+
+    Raises:
+        ConfigError: they do not fit the window, or there is none.
+    """
+    question, passage, room = assumed.question_tokens, assumed.passage_tokens, _room(config, lm)
+    wanted = question if assumed.input_tokens is None else assumed.input_tokens
+    if wanted > room:
+        raise ConfigError(
+            f"{wanted} tokens of input do not fit: window, answer reserve and soft tokens leave {room}; assume fewer, "
+            "or widen the window"
+        )
+    fitting = max(0, (room if assumed.input_tokens is None else wanted) - question) // passage
+    passages = min(fitting, _offered(config)) if isinstance(config, c.FrozenReader) else 0
+    return (question + passages * passage if assumed.input_tokens is None else wanted), passages
+
+
+def _offered(config: c.FrozenReader) -> int:
+    """The most passages that the packer gets and may keep."""
+    limits = [config.retrieve_k, config.packing.max_passages]
+    limits += [config.rerank_depth, config.rerank_k] if config.reranker is not None else []
+    return min(limit for limit in limits if limit is not None)
+
+
+def _room(config: c.FrozenReader | c.ClosedBook, lm: ModelShape) -> int:
+    """Tokens that are left for the text."""
+    limits = [limit for limit in (config.lm.window or lm.window, config.packing.max_tokens) if limit is not None]
+    if not limits:
+        raise ConfigError("this LM has no window of its own; set packing.max_tokens (tokens, question and answer too)")
+    return min(limits) - config.packing.answer_reserve - (config.prompt.length if config.prompt else 0)
+
+
+COSTS: dict[str, Callable[[Any, Assumed], Cost]] = {
+    "retrieval": _retrieval,
+    "reranker": _reranker_job,
+    "frozen_reader": _frozen_reader,
+    "closed_book": _closed_book,
+}
+
+
+def _retriever(found: Cost, config: c.Retrieval, block: Any, assumed: Assumed, name: str) -> None:
+    if isinstance(block, c.Hybrid):
+        for member, inner in block.members.items():
+            _retriever(found, config, inner, assumed, f"{name}.{member}")
+    elif isinstance(block, c.Dense):
+        _dense(found, config, block, assumed, name)
+    else:
+        found.not_counted.append(f"{name}: {_NOT_COUNTED.get(block.kind, 'what the plug-in does')}")
+
+
+def _dense(found: Cost, config: c.Retrieval, block: c.Dense, assumed: Assumed, name: str) -> None:
+    try:
+        shape = model_sizes.encoder_shape(block.encoder, "encoder", model=block.encoder.question_model)
+    except ConfigError as error:
+        found.not_counted.append(f"{name}: {error}")
+        return
+    tokens = min(assumed.question_tokens + SPECIAL - 1, block.encoder.max_length)
+    found.components[name] = Component(flops.encode(shape, tokens), shape.parameters)
+    found.assumptions["question_tokens"] = assumed.question_tokens
+    passages = _indexed(config.corpus)
+    if block.index not in ("exact", "flat"):
+        found.not_counted.append(f"{name}: the search in its {block.index} index")
+    elif passages is None:
+        found.not_counted.append(f"{name}: the search in its index, since the corpus is not here")
+    else:
+        found.components[f"{name}.search"] = Component(2 * shape.hidden_size * passages)
+        found.assumptions["indexed_passages"] = passages
+
+
+def _indexed(corpus: c.Corpus | None) -> int | None:
+    """About how many passages a corpus has; None where it is not here."""
+    if corpus is None or corpus.limit is not None:
+        return corpus.limit if corpus is not None else None
+    try:
+        with retrieval_errors():
+            return estimate_passages(corpus.path, corpus.format)
+    except CorpusError:
+        return None
+
+
+def _cross_encoder(
+    found: Cost, config: c.RerankerJob | c.FrozenReader, block: c.CrossEncoder, shape: ModelShape, assumed: Assumed
+) -> None:
+    depth = min(config.rerank_depth, config.retrieve_k)
+    tokens = min(assumed.question_tokens + assumed.passage_tokens + SPECIAL, block.max_length)
+    trained = shape.parameters if block.checkpoint is not None else 0
+    found.components["reranker"] = Component(flops.encode(shape, tokens, texts=depth), shape.parameters, trained)
+    found.assumptions |= {"rerank_depth": depth, "rerank_tokens": tokens}
+
+
+def cost_table(found: dict[str, Any], *, title: str | None = None) -> Group:
+    """What `cost` returns, for the eye: one component a line, then the sums and what they rest on."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for heading in ("component", "parameters", "trained", "FLOPs an input", "share"):
+        table.add_column(heading, justify="left" if heading == "component" else "right")
+    total = found["flops_per_input"]
+    for name, part in found["components"].items():
+        share = f"{100 * part['flops'] / total:.1f}%" if total else "-"
+        numbers = (short(part["parameters"]), short(part["trained_parameters"]), short(part["flops"]))
+        table.add_row(name.replace("_", " "), *numbers, share)
+    table.add_section()
+    everything = sum(part["parameters"] for part in found["components"].values())
+    table.add_row("in all", short(everything), short(found["trained_parameters"]), short(total), "")
+    if found["flops_one_pass"]:
+        ratios = f"{100 * found['parameter_ratio']:.3g}% of the LM", f"{found['flops_ratio_to_one_pass']:.3f} passes"
+        table.add_row("beside the LM alone", "", *ratios, "")
+    missing = [Text(f"not counted: {one}", style="yellow") for one in found["not_counted"]]
+    return Group(table, said(found["assumptions"]), *missing)
+
+
+def said(assumptions: dict[str, Any]) -> Text:
+    """What figures rest on, as one line."""
+    return Text("assumed: " + "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in assumptions.items()))
+
+
+def short(number: int) -> str:
+    """1234567 -> "1.235M"; four figures and a power of a thousand."""
+    for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 10**power:
+            return f"{number / 10**power:.4g}{letter}"
+    return str(number) if number else "-"
