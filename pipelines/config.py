@@ -34,6 +34,21 @@ from pipelines.config_reading import (
     Surface,
     Training,
 )
+from pipelines.config_recursion import (
+    AnswerBy,
+    Candidates,
+    Connector,
+    FirstPassCache,
+    LastPassPrompt,
+    NeuralTraining,
+    Pretraining,
+    SecondPass,
+    TextualTraining,
+    When,
+    WhenOrRule,
+    check_retrieval,
+    check_textual,
+)
 from pipelines.config_retrieval import (
     BM25,
     Corpus,
@@ -153,6 +168,67 @@ class ClosedBook(Job):
     evaluation: Evaluation = Evaluation()
 
 
+class Recursion(Job):
+    """What both forms of recursion have. With a retriever the LM reads passages in every pass, as a frozen reader does;
+    without one the book is closed."""
+
+    corpus: Corpus | None = None
+    retriever: Retriever | None = None
+    retrieve_k: Positive = 100
+    build_index: Literal["command", "on_first_use"] = "command"
+    cache_retrieval: bool = False
+    reranker: Reranker | None = None
+    rerank_depth: Positive = 100
+    rerank_k: Positive | None = None
+    lm: LM
+    packing: Packing = Packing()
+    generation: Generation = Generation()
+    surface: Surface = Surface()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _passages_where_needed(self) -> Self:
+        check_retrieval(self.retriever, self.reranker)
+        if self.retriever is not None and self.corpus is None and needs_corpus(self.retriever):
+            raise ValueError(f"a retriever of kind {self.retriever.kind} needs a corpus block")
+        return self
+
+
+class TextualRecursion(Recursion):
+    """`kind: textual_recursion`: the frozen LM samples candidates, reads them with the question and answers. `prompt`
+    is that of pass 1. `answer_by` majority or best_score chooses among the candidates without a second pass."""
+
+    kind: Literal["textual_recursion"]
+    prompt: SoftPrompt | None = None
+    candidates: Candidates = Candidates()
+    second_pass: SecondPass = SecondPass()
+    when: WhenOrRule = When()
+    answer_by: AnswerBy = "second_pass"
+    training: TextualTraining | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_textual(self.generation, self.second_pass, self.when, self.answer_by, self.prompt)
+        return self
+
+    @property
+    def candidate_tokens(self) -> int:
+        """Tokens that the packed passages leave free for the candidates."""
+        return self.second_pass.reserve if self.retriever is not None else 0
+
+
+class NeuralRecursion(Recursion):
+    """`kind: neural_recursion`: the frozen LM, a trained connector, and the same LM again. `prompt` stands in the last
+    pass."""
+
+    kind: Literal["neural_recursion"]
+    prompt: LastPassPrompt | None = None
+    connector: Connector = Connector()
+    pretraining: Pretraining | None = None
+    first_pass_cache: FirstPassCache = FirstPassCache()
+    training: NeuralTraining | None = None
+
+
 class Multitask(Job):
     """`kind: multitask`: one frozen LM for a mixture of tasks. `prompt` is what this config trains and, unless a route
     or the caller says otherwise, what serves; `modules` are further trained prompts that it serves."""
@@ -178,8 +254,17 @@ class Multitask(Job):
         return self
 
 
-Config = Annotated[Retrieval | RerankerJob | FrozenReader | ClosedBook | Multitask, Discriminator("kind")]
-CONFIG: TypeAdapter[Retrieval | RerankerJob | FrozenReader | ClosedBook | Multitask] = TypeAdapter(Config)
+READS = (FrozenReader, ClosedBook, TextualRecursion, NeuralRecursion)
+Config = Annotated[
+    Retrieval | RerankerJob | FrozenReader | ClosedBook | TextualRecursion | NeuralRecursion | Multitask,
+    Discriminator("kind"),
+]
+CONFIG: TypeAdapter[Any] = TypeAdapter(Config)
+
+
+def retrieves(config: Any) -> bool:
+    """Whether a config's pipeline looks passages up."""
+    return getattr(config, "retriever", None) is not None
 
 
 def json_schema() -> dict[str, Any]:
@@ -192,12 +277,15 @@ def json_schema() -> dict[str, Any]:
 
 
 __all__ = [
+    "AnswerBy",
     "Attempt",
     "BM25",
     "Block",
     "CONFIG",
+    "Candidates",
     "ClosedBook",
     "Config",
+    "Connector",
     "Corpus",
     "Count",
     "CrossEncoder",
@@ -207,6 +295,7 @@ __all__ = [
     "Device",
     "Encoder",
     "Evaluation",
+    "FirstPassCache",
     "FromLabels",
     "FromText",
     "FromUniform",
@@ -221,29 +310,36 @@ __all__ = [
     "Job",
     "LM",
     "LMLikelihood",
+    "LastPassPrompt",
     "LocalPath",
     "Loop",
     "Mixture",
     "ModelName",
     "Multitask",
     "Name",
+    "NeuralRecursion",
+    "NeuralTraining",
     "OnePrompt",
     "Packing",
     "Params",
     "Positive",
     "Precomputed",
+    "Pretraining",
     "Prompt",
     "PromptPerTask",
     "PromptTraining",
     "Questions",
+    "READS",
     "Rate",
     "Records",
+    "Recursion",
     "Reranker",
     "RerankerJob",
     "RerankerTraining",
     "Retrieval",
     "Retriever",
     "Route",
+    "SecondPass",
     "Share",
     "SoftPrompt",
     "Surface",
@@ -251,7 +347,11 @@ __all__ = [
     "TaskEvaluation",
     "TaskInput",
     "TaskTraining",
+    "TextualRecursion",
+    "TextualTraining",
     "Training",
+    "When",
     "json_schema",
     "needs_corpus",
+    "retrieves",
 ]

@@ -1,0 +1,191 @@
+"""The config blocks of recursion, the frozen LM applied to its own output: as text (candidates and second pass), and as
+vectors (connector, its pretraining, the pass-1 cache)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.config_reading import Generation, Loop, PromptTraining, SoftPrompt, Training
+from pipelines.config_retrieval import Corpus
+from pipelines.config_values import Block, Count, LocalPath, Name, Positive, Rate, Share
+from pipelines.delimiters import split_template
+from pipelines.errors import ConfigError
+
+AnswerBy = Literal["second_pass", "majority", "best_score"]
+
+
+class Candidates(Block):
+    """What pass 1 of textual recursion samples: `n` answers a question. Samples of one `form` are one candidate:
+    `answer` compares them as exact match does, `spelling` ignores case and white space only."""
+
+    n: Positive = 8
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    form: Literal["answer", "spelling"] = "answer"
+
+    @model_validator(mode="after")
+    def _not_the_same_answer_n_times(self) -> Self:
+        if self.temperature == 0 and self.n > 1:
+            raise ValueError(
+                f"temperature 0 gives the same answer {self.n} times; raise temperature (0.7, for instance), or set "
+                "n to 1"
+            )
+        return self
+
+
+class SecondPass(Block):
+    """What pass 2 reads, and its learned prompt. `none` stands in the slot where there is no candidate. Of a window
+    with passages, `reserve` tokens are kept free for the candidates. `training` is its loop; without it the loop of
+    pass 1."""
+
+    prompt: SoftPrompt | None = SoftPrompt(name="second_pass_prompt")
+    template: str = "question : {question} candidates : {candidates} answer :"
+    separator: str = " ; "
+    order: Literal["best_first", "best_last", "shuffled"] = "best_first"
+    none: str = ""
+    reserve: Count = 64
+    training: Loop | None = None
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        try:
+            found = [slot for _, slot in split_template(self.template, frozenset({"candidates", "question"}))]
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        for slot in ("candidates", "question"):
+            if found.count(slot) != 1:
+                raise ValueError(
+                    f"second_pass.template {self.template!r} has the slot {{{slot}}} {found.count(slot)} times; "
+                    "expected it once"
+                )
+        if not self.separator.strip():
+            raise ValueError(f"second_pass.separator is {self.separator!r}; expected a visible sign, such as ' ; '")
+        return self
+
+
+def _rule_alone(value: Any) -> Any:
+    return {"rule": value} if isinstance(value, str) else value
+
+
+class When(Block):
+    """Which questions get a second pass: all, or those whose first answer has a confidence below `threshold`. Without
+    a threshold the one that training has tuned on dev is taken: the highest mean exact match less `price` times the
+    share that pays, at most `max_share`. A rule alone may be written without the braces."""
+
+    rule: Literal["always", "below_confidence"] = "always"
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    price: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_share: Share = 1.0
+
+    @model_validator(mode="after")
+    def _threshold_has_a_use(self) -> Self:
+        if self.rule == "always" and self.threshold is not None:
+            raise ValueError(f"threshold {self.threshold} is never looked at with rule always; leave one of them out")
+        return self
+
+
+WhenOrRule = Annotated[When, BeforeValidator(_rule_alone)]
+
+
+class TextualTraining(PromptTraining):
+    """Training of both prompts. The candidates that pass 2 learns on come from prompts that never saw their question:
+    `folds` of them, each trained as pass 1 is."""
+
+    folds: Annotated[int, Field(ge=2)] = 5
+
+
+class LastPassPrompt(SoftPrompt):
+    """The learned prompt of the last pass. `start` names a trained soft prompt of this workspace to begin from, such
+    as that of one pass."""
+
+    name: Name = "last_pass_prompt"
+    start: Name | None = None
+
+
+class Connector(Block):
+    """The trained blocks between two passes of the LM. `missing` says what happens where training finds no pretrained
+    connector, or a pipeline no trained one: refuse, or begin with a new one, which changes nothing, and say so."""
+
+    name: Name = "connector"
+    passes: Annotated[int, Field(ge=2, le=16)] = 2
+    shared: bool = True
+    depth: Positive = 1
+    width: Positive | None = None
+    heads: Positive | None = None
+    feed_forward: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm: Literal["rms", "layer"] = "rms"
+    gate: Literal["channel", "scalar"] = "channel"
+    missing: Literal["error", "untrained"] = "error"
+
+
+class Pretraining(Loop):
+    """Language-model pretraining of the connector on plain text: `files` and the passages of a `corpus`. A file's texts
+    are parted by blank lines, by lines, or not at all; a file of JSON lines holds one text a line under `text`. Texts
+    are read in blocks of `length` tokens; `dev_blocks` of them are held out and choose the best step. `name` is the
+    module's folder in the workspace."""
+
+    name: Name = "connector_pretrained"
+    files: list[LocalPath] = []
+    parted_by: Literal["blank_line", "line", "nothing"] = "blank_line"
+    corpus: Corpus | None = None
+    passage: str = "{text}"
+    length: Positive = 128
+    dev_blocks: Positive = 64
+    learning_rate: Rate = 1e-3
+
+    @model_validator(mode="after")
+    def _some_text(self) -> Self:
+        if not self.files and self.corpus is None:
+            raise ValueError("pretraining needs text: name files, a corpus, or both")
+        try:
+            slots = [slot for _, slot in split_template(self.passage, frozenset({"title", "text"}))]
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if "text" not in slots:
+            raise ValueError(f"pretraining.passage needs the slot {{text}}, got {self.passage!r}")
+        return self
+
+
+class FirstPassCache(Block):
+    """Where the states of pass 1 are kept while a connector is trained. `dtype: lm` is exact. Rows beyond
+    `byte_budget` are run anew in every epoch, and counted."""
+
+    kind: Literal["off", "disk"] = "disk"
+    dtype: Literal["lm", "float32", "bfloat16", "float16"] = "lm"
+    byte_budget: Count = 20_000_000_000
+
+
+class NeuralTraining(Training):
+    """Training of connector and prompt on packed contexts, in one loop. `unanswerable` and `add_gold` are those of a
+    reader's training."""
+
+    learning_rate: Rate = 1e-3
+    unanswerable: Literal["skip", "keep"] = "skip"
+    add_gold: bool = False
+
+
+def check_retrieval(retriever: Any, reranker: Any) -> None:
+    """Raises ValueError for a re-ranker that has nothing to rank."""
+    if retriever is None and reranker is not None:
+        raise ValueError("a reranker needs a retriever block; leave it out for closed-book questions")
+
+
+def check_textual(generation: Generation, second_pass: SecondPass, when: When, answer_by: AnswerBy, first: Any) -> None:
+    """What no block of textual recursion can check alone.
+
+    Raises:
+        ValueError: decoding that is not greedy, a rule that nothing obeys, or two prompts of one name.
+    """
+    if generation.num_beams != 1 or generation.do_sample:
+        raise ValueError(
+            "textual recursion answers greedily: leave generation.num_beams at 1 and do_sample at false; candidates.n "
+            "and candidates.temperature are the sampling"
+        )
+    if when.rule != "always" and answer_by != "second_pass":
+        raise ValueError(f"when: {when.rule} spares the second pass; answer_by {answer_by} has none, leave one out")
+    names = [block.name for block in (first, second_pass.prompt) if block is not None]
+    if len(set(names)) < len(names):
+        raise ValueError(f"both passes' prompts are called {names[0]!r}; give each a name of its own")
