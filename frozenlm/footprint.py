@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,13 +105,19 @@ def prompt_activations(
         )
 
 
-def encoder_activations(config: Any, *, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes kept for one text through a cross-encoder that is trained itself.
+def encoder_activations(
+    config: Any, *, dtype: torch.dtype, tokens: int, use: Literal["encoder", "cross_encoder"] = "cross_encoder"
+) -> int:
+    """Bytes kept for one text through a cross-encoder that is trained itself, or a frozen encoder with learned vectors in
+    front of the text.
 
     Raises: ConfigError as `prompt_activations`.
     """
-    with pretended_model(config, "cross_encoder", dtype=dtype) as model:
-        model.requires_grad_(True)
+    with pretended_model(config, use, dtype=dtype) as model:
+        if use == "encoder":
+            model.get_input_embeddings().weight.requires_grad_(True)
+        else:
+            model.requires_grad_(True)
         return model_growth(model, _kept_by(model)).at(tokens)
 
 

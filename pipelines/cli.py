@@ -105,6 +105,9 @@ def ask(
 def train(
     config: ConfigArg,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run and begin again.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained, its memory and FLOPs; loads no weights.")
+    ] = False,
     as_json: JsonOpt = False,
     set_: SetOpt = None,
     workspace: WorkspaceOpt = None,
@@ -113,6 +116,13 @@ def train(
     """Train the config's prompt or re-ranker. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
     hush(quiet)
+    if dry_run:
+        from pipelines.dry_run import describe, plan_table
+        from pipelines.show import print_json
+
+        plan = describe(loaded)
+        print_json(results(), plan) if as_json else results().print(plan_table(plan))
+        return
     from pipelines import show
     from pipelines.training import train as run
 

@@ -62,12 +62,12 @@ class InputDependent(_Prompt):
     sizes are our choice."""
 
     kind: Literal["input_dependent"]
-    encoder_prompt: Count = 10
-    width: Positive = 128
+    encoder_prompt: Count = 20
+    width: Positive = 256
     depth: Positive = 2
     heads: Positive = 4
     feed_forward: Positive | None = None
-    self_attention: bool = True
+    self_attention: bool = False
     norm: Literal["layer", "rms"] = "layer"
     dropout: Share = 0.0
     anchor: bool = True

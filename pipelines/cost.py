@@ -17,6 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from frozenlm import cost as flops
+from frozenlm.prompts.idpg import IDPG
+from frozenlm.prompts.input_dependent_sizes import Sizes
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines import model_sizes
@@ -169,6 +171,53 @@ def _answered(found: Cost, config: c.FrozenReader | c.ClosedBook, lm: ModelShape
     return found
 
 
+def _multitask(config: c.Multitask, assumed: Assumed) -> Cost:
+    found, lm = Cost(), model_sizes.lm_shape(config.lm)
+    tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
+    answer = config.generation.max_new_tokens if assumed.answer_tokens is None else assumed.answer_tokens
+    block, beams = config.prompt, config.generation.num_beams
+    found.read_by_lm(lm, tokens, answer, beams=beams, soft_tokens=0)
+    if block is None:
+        return found
+    found.assumptions["soft_tokens"] = block.length
+    size = block.length * lm.hidden_size
+    trained, writing = size, 0
+    if isinstance(block, c.PromptPerTask):
+        trained = len(config.tasks) * size
+    elif isinstance(block, c.Attempt):
+        network = 2 * lm.hidden_size * block.width
+        trained = network + 2 * lm.hidden_size + (len(config.tasks) if block.per_task else 1) * size
+        writing = 2 * network + 2 * (len(block.sources) + 1) * size
+    elif isinstance(block, c.InputDependent | c.IDPG):
+        trained, writing = _written(found, config, block, lm, tokens)
+    beside = flops.soft_tokens(lm, tokens, answer, block.length, beams=beams)
+    found.components["prompt"] = Component(writing, trained, trained)
+    found.components["prompt_in_lm"] = Component(beside)
+    return found
+
+
+def _written(
+    found: Cost, config: c.Multitask, block: c.InputDependent | c.IDPG, lm: ModelShape, tokens: int
+) -> tuple[int, int]:
+    """Trained parameters of a prompt generator and its FLOPs; its frozen encoder is added to what is found."""
+    if config.encoder is None:
+        raise ConfigError(f"prompt {block.name!r} of kind {block.kind} needs an encoder block")
+    encoder = model_sizes.encoder_shape(config.encoder, "encoder")
+    read = min(tokens, config.encoder.max_length or tokens)
+    found.assumptions["encoder_tokens"] = read
+    if isinstance(block, c.IDPG):
+        found.components["encoder"] = Component(flops.encode(encoder, read), encoder.parameters)
+        sizes = {"encoder_size": encoder.hidden_size, "hidden_size": lm.hidden_size, "length": block.length}
+        count = IDPG.parameter_count(**sizes, bottleneck=block.bottleneck, phm=block.phm)
+        # A PHM layer's sum of Kronecker products is applied factor by factor; counted as the plain layer, so too high.
+        return count, 2 * block.bottleneck * (encoder.hidden_size + block.length * lm.hidden_size)
+    own = block.model_dump(exclude={"kind", "name", "position", "init"})
+    shape = Sizes(hidden_size=lm.hidden_size, encoder_size=encoder.hidden_size, **own)
+    read += shape.encoder_prompt
+    found.components["encoder"] = Component(flops.encode(encoder, read), encoder.parameters)
+    return shape.parameters, flops.prompt_writer(shape).at(read)
+
+
 def input_tokens(config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
     """Tokens of text that the LM reads, soft tokens left out, and how many passages are among them.
 
@@ -207,6 +256,7 @@ COSTS: dict[str, Callable[[Any, Assumed], Cost]] = {
     "reranker": _reranker_job,
     "frozen_reader": _frozen_reader,
     "closed_book": _closed_book,
+    "multitask": _multitask,
 }
 
 

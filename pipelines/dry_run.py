@@ -21,7 +21,7 @@ from frozenlm.architectures import meta_model
 from frozenlm.footprint import StepBytes, encoder_activations, prompt_activations, step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
-from pipelines.cost import SPECIAL, Assumed, input_tokens, said, short
+from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
 
@@ -114,6 +114,43 @@ def _prompt(config: c.FrozenReader | c.ClosedBook, training: c.PromptTraining, a
     )
 
 
+def _mixture(config: c.Multitask, training: c.TaskTraining, assumed: Assumed) -> Plan:
+    """A prompt method on tasks: every input as long as the config allows."""
+    block = config.prompt
+    if block is None:
+        raise ConfigError("training on tasks needs both a prompt and a training block")
+    found = model_config(config.lm, "lm")
+    dtype = lm_dtype(config.lm, found)
+    model = meta_model(found, "lm", dtype=dtype)
+    lm = ModelShape.of_lm(model)
+    tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
+    answer = config.input.answer_tokens
+    counted = cost(config, Assumed(input_tokens=tokens, answer_tokens=1))
+    trained = counted["trained_parameters"]
+    remembered = block.position == "suffix" and lm.kind == "decoder"
+    rows = _at_once(training)
+    kept = prompt_activations(
+        found, dtype=dtype, tokens=tokens, answer_tokens=answer, length=block.length, remembered=remembered
+    )
+    frozen, encoding = weight_bytes(model), 0
+    if isinstance(block, c.InputDependent | c.IDPG) and config.encoder is not None:
+        reader = model_config(config.encoder, "encoder")
+        held = lm_dtype(config.encoder, reader)
+        frozen += weight_bytes(meta_model(reader, "encoder", dtype=held))
+        encoding = counted["components"]["encoder"]["flops"] + counted["components"]["prompt"]["flops"]
+        if isinstance(block, c.InputDependent) and block.encoder_prompt:
+            read = counted["assumptions"]["encoder_tokens"] + block.encoder_prompt
+            kept += encoder_activations(reader, dtype=held, tokens=read, use="encoder")
+            encoding *= 2  # the encoder prompt's gradient goes back through all of it
+    memory = step_bytes(frozen=frozen, trained=[(trained,)], optimizer=training.optimizer, activations=rows * kept)
+    whole = flops.score(lm, tokens + block.length, answer).total
+    again = flops.score(lm, tokens, answer).reading if remembered else 0
+    assumptions = {"input_tokens": tokens, "answer_tokens": answer, "context_read_once": remembered}
+    row_flops = again + 2 * (whole - again) + encoding
+    shown = str(dtype).removeprefix("torch.")
+    return Plan(block.name, trained, lm.parameters, shown, rows, row_flops, memory, assumptions)
+
+
 def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assumed) -> Plan:
     block = config.reranker
     if not isinstance(block, c.CrossEncoder) or block.checkpoint is None:
@@ -142,7 +179,7 @@ def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assu
     )
 
 
-def _at_once(training: c.Training) -> int:
+def _at_once(training: c.Loop) -> int:
     """Examples of the largest micro-batch."""
     return -(-training.batch_size // training.gradient_accumulation)
 
@@ -151,6 +188,7 @@ PLANS: dict[str, Callable[[Any, Any, Assumed], Plan]] = {
     "reranker": _reranker,
     "frozen_reader": _prompt,
     "closed_book": _prompt,
+    "multitask": _mixture,
 }
 
 

@@ -67,8 +67,8 @@ def cross_encoder_shape(block: c.CrossEncoder) -> ModelShape:
     return ModelShape.of_encoder(meta_model(model_config(block, "reranker"), "cross_encoder"))
 
 
-def lm_dtype(block: c.LM, config: Any) -> torch.dtype:
-    """What the LM's weights would be held in: `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
+def lm_dtype(block: c.LM | c.FrozenEncoder, config: Any) -> torch.dtype:
+    """What a frozen model's weights would be held in: `auto` is the checkpoint's dtype on a GPU, float32 on a CPU."""
     if block.dtype != "auto":
         return DTYPES[block.dtype]
     on_gpu = block.device.startswith("cuda") or (block.device == "auto" and torch.cuda.is_available())
