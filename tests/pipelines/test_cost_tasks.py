@@ -65,8 +65,8 @@ def test_nothing_to_train(world: Path) -> None:
 
 
 def test_the_papers_shape() -> None:
-    """T5-base in front of a 7B LM: 330K in the encoder prompt, about 25M in all, 0.37% of the LM; the frozen encoder and
-    what is trained add 2.7% to one pass of 512 tokens, and the 100 tokens of the prompt itself are the larger part."""
+    """T5-base in front of a 7B LM: 330K in the encoder prompt, about 25M in all, 0.37% of the LM. The frozen encoder
+    and what is trained add 2.7% to one pass of 512 tokens; the 100 tokens of the prompt itself are the larger part."""
     config = load_config("id_pt_t5_base_7b.yaml")
     found = cost(config)
     assert found["trained_parameters"] == pytest.approx(25.2e6, rel=0.001)
