@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipelines.packing import KeptPassage, PackingReport
 from retrievers.types import Hit
+
+if TYPE_CHECKING:
+    from frozenlm.recursion.candidates import Candidate
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,15 @@ class Answer:
         context: the passages that really stood in the LM's window, in the order in which the LM read them.
         packing: what was kept, dropped and cut, in tokens; None without passages.
         timings: seconds a question by stage (`retrieve`, `rerank`, `pack`, `read`): a batch's time divided by its size.
+            Textual recursion has `first`, `candidates`, `second` and `before` (what the passes share) for `read`.
         prompt: hash of the learned prompt that was used, None for zero-shot.
         module: name of the prompt that was used, in a pipeline that serves several.
+        passes: which passes of a recursion ran, in order: of the textual form `first` (the greedy first answer, where a
+            second pass depends on it), `candidates` and `second`; of the neural form `pass_1`, `pass_2` and so on.
+        candidates: what textual recursion sampled, best first, each with its count and log-probability; None where
+            nothing was sampled.
+        candidates_dropped: how many of them found no room in the second pass.
+        confidence: of the first answer, 0 to 1, where the second pass depends on it.
     """
 
     question: str
@@ -35,3 +46,7 @@ class Answer:
     timings: dict[str, float] = field(default_factory=dict)
     prompt: str | None = None
     module: str | None = None
+    passes: tuple[str, ...] = ()
+    candidates: list[Candidate] | None = None
+    candidates_dropped: int = 0
+    confidence: float | None = None

@@ -278,14 +278,18 @@ def frozen_lm(block: c.LM) -> FrozenLM:
     )
 
 
-def trained_prompt(config: c.FrozenReader | c.ClosedBook, lm: FrozenLM) -> SoftPrompt | None:
-    """The learned prompt of a config, or None where none is asked for, or none is trained and the config then reads
-    zero-shot.
+def trained_prompt(config: Any, lm: FrozenLM) -> SoftPrompt | None:
+    """The learned prompt of a config; see `soft_prompt`."""
+    return soft_prompt(config, config.prompt, lm)
+
+
+def soft_prompt(config: c.Job, block: c.SoftPrompt | None, lm: FrozenLM, *, key: str = "prompt") -> SoftPrompt | None:
+    """A learned prompt of a config's workspace, or None where none is asked for, or none is trained and the block then
+    reads zero-shot. `key` is the block's name in the config.
 
     Raises:
         CheckpointError: not trained yet and `missing: error`; damaged; trained for another LM.
     """
-    block = config.prompt
     if block is None:
         return None
     folder = module_folder(config, block.name)
@@ -293,7 +297,7 @@ def trained_prompt(config: c.FrozenReader | c.ClosedBook, lm: FrozenLM) -> SoftP
         if block.missing == "zero_shot":
             return None
         raise CheckpointError(
-            f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set prompt=null to "
+            f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set {key}=null to "
             "read zero-shot"
         )
     from frozenlm.prompts.soft_prompt import SoftPrompt
@@ -302,6 +306,6 @@ def trained_prompt(config: c.FrozenReader | c.ClosedBook, lm: FrozenLM) -> SoftP
     if (prompt.length, prompt.position) != (block.length, block.position):
         raise CheckpointError(
             f"{folder} holds a prompt of {prompt.length} tokens in {prompt.position} position, the config asks for "
-            f"{block.length} in {block.position}; train it again with --restart, or give it another prompt.name"
+            f"{block.length} in {block.position}; train it again with --restart, or give it another {key}.name"
         )
     return prompt

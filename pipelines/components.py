@@ -16,13 +16,29 @@ from retrievers.types import Reranker, Retriever
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
     from frozenlm.prompts.soft_prompt import SoftPrompt
+    from frozenlm.recursion.connector import Connector
 
-NAMES = ("retriever", "reranker", "lm", "prompt")
-_METHODS = {"retriever": "retrieve", "reranker": "rerank", "lm": "generate", "prompt": "forward"}
+_METHODS = {
+    "retriever": "retrieve",
+    "reranker": "rerank",
+    "lm": "generate",
+    "prompt": "forward",
+    "second_prompt": "forward",
+    "connector": "forward",
+}
+NAMES = tuple(_METHODS)
+
+
+def prompt_sha256(prompt: SoftPrompt | None) -> str | None:
+    """SHA-256 of a soft prompt's vectors; None without one."""
+    if prompt is None:
+        return None
+    vectors = prompt().detach().float().cpu().contiguous()
+    return hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
 
 
 class Components:
-    """Retriever, re-ranker, LM and prompt of one config.
+    """Retriever, re-ranker, LM and what is trained around it, of one config.
 
     Args:
         config: a validated config.
@@ -86,13 +102,28 @@ class Components:
         return prompt
 
     @property
+    def second_prompt(self) -> SoftPrompt | None:
+        """The learned prompt of textual recursion's second pass, or None."""
+        return self._get("second_prompt", self._load_second_prompt)
+
+    def _load_second_prompt(self) -> SoftPrompt | None:
+        block = self.config.second_pass.prompt
+        prompt = build.soft_prompt(self.config, block, self.lm, key="second_pass.prompt")
+        if prompt is None and block is not None:
+            self.log(f"no trained prompt {block.name!r}: the second pass reads zero-shot (missing: zero_shot)")
+        return prompt
+
+    @property
+    def connector(self) -> Connector:
+        """The connector of neural recursion."""
+        from pipelines import build_recursion
+
+        return self._get("connector", lambda: build_recursion.connector(self.config, self.lm, self.log))
+
+    @property
     def prompt_hash(self) -> str | None:
         """SHA-256 of the prompt's vectors, None for zero-shot."""
-        prompt = self.prompt
-        if prompt is None:
-            return None
-        vectors = prompt().detach().float().cpu().contiguous()
-        return hashlib.sha256(vectors.numpy().tobytes()).hexdigest()
+        return prompt_sha256(self.prompt)
 
     def corpus_path(self) -> Path | None:
         """The corpus file, where the config has one."""

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, overload
 from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.components import Components
-from pipelines.config import ClosedBook, FrozenReader, Job, Multitask, Retrieval
+from pipelines.config import READS, Job, Multitask, retrieves
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
+from pipelines.readers import Reader, reader_of
 from retrievers.check import fingerprint_of
 from retrievers.types import Hit
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 class Pipeline:
     """One runnable job. Make it with `Pipeline.from_config`.
 
-    A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; `retrieval` and
-    `reranker` stop at the passages (their answers have no text). A config of kind `multitask` makes a
-    `pipelines.multitask.MultitaskPipeline` instead, which is used alike. Answers do not depend on how questions are
-    batched, up to floating point.
+    A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; the two kinds of
+    recursion do either, in several passes; `retrieval` and `reranker` stop at the passages (their answers have no
+    text). A config of kind `multitask` makes a `pipelines.multitask.MultitaskPipeline` instead, which is used alike.
+    Answers do not depend on how questions are batched, up to floating point.
     """
 
     def __init__(self, config: Any, parts: Components) -> None:
         self.config = config
         self.parts = parts
+        self._reader: Reader | None = None
 
     @classmethod
     def from_config(
@@ -56,7 +58,8 @@ class Pipeline:
             overrides: settings such as "retriever.members.bm25.k1=1.2".
             allow_import: let the config name a retriever as `module:Class`. A config file alone can never import code.
             log: told what is done on the user's behalf.
-            components: `retriever=`, `reranker=`, `lm=`, `prompt=`: objects that replace the config's own.
+            components: `retriever=`, `reranker=`, `lm=`, `prompt=`, and of recursion `second_prompt=`, `connector=`:
+                objects that replace the config's own.
 
         Raises:
             ConfigError: every fault of the config, or an unknown component.
@@ -96,40 +99,50 @@ class Pipeline:
         if not questions:
             return []
         clock = _Clock(len(questions))
-        retrieves, reads = isinstance(self.config, Retrieval), isinstance(self.config, FrozenReader | ClosedBook)
+        searches = retrieves(self.config)
         found: list[list[Hit]] = [list(h) for h in hits] if hits is not None else [[] for _ in questions]
-        if retrieves and hits is None:
+        if searches and hits is None:
             found = clock("retrieve", lambda: stages.retrieve(self.parts, questions, self.config.retrieve_k))
         ranked = found
-        if (retrieves and getattr(self.config, "reranker", None) is not None) or "reranker" in self.parts.given:
+        if (searches and getattr(self.config, "reranker", None) is not None) or "reranker" in self.parts.given:
             ranked = clock("rerank", lambda: stages.rerank(self.parts, questions, found))
-        if not reads:
+        if not isinstance(self.config, READS):
             return [
                 Answer(question=q, text=None, passages=r, retrieved=f, timings=clock.seconds)
                 for q, r, f in zip(questions, ranked, found, strict=True)
             ]
         packed = clock("pack", lambda: stages.pack_all(self.parts, questions, ranked))
-        texts = clock("read", lambda: stages.read(self.parts, packed))
-        prompt = self.parts.prompt_hash
+        readings = clock("read", lambda: self.reader.read(questions, packed))
         return [
             Answer(
                 question=q,
-                text=text,
-                score=score,
+                text=said.text,
+                score=said.score,
                 passages=r,
                 retrieved=f,
                 context=list(p.kept),
                 packing=p.report,
-                timings=clock.seconds,
-                prompt=prompt,
+                timings=clock.with_parts_of("read", said.timings),
+                prompt=said.prompt,
+                passes=said.passes,
+                candidates=said.candidates,
+                candidates_dropped=said.candidates_dropped,
+                confidence=said.confidence,
             )
-            for q, f, r, p, (text, score) in zip(questions, found, ranked, packed, texts, strict=True)
+            for q, f, r, p, said in zip(questions, found, ranked, packed, readings, strict=True)
         ]
 
     @property
     def lm(self) -> FrozenLM | None:
         """The frozen LM, or None in a pipeline that has none."""
-        return self.parts.lm if isinstance(self.config, FrozenReader | ClosedBook) or "lm" in self.parts.given else None
+        return self.parts.lm if isinstance(self.config, READS) or "lm" in self.parts.given else None
+
+    @property
+    def reader(self) -> Reader:
+        """What reads the packed windows; its modules load on first use."""
+        if self._reader is None:
+            self._reader = reader_of(self.parts)
+        return self._reader
 
     def gold_hits(self, questions: Sequence[Question]) -> list[list[Hit]]:
         """The gold passages of each question, read from the corpus: what an oracle retriever would return.
@@ -155,7 +168,7 @@ class Pipeline:
     def provenance(self) -> dict[str, Any]:
         """What an answer came from, for result files: hashes of corpus, index, LM, re-ranker and prompt."""
         facts: dict[str, Any] = {"kind": self.config.kind, "seed": self.config.seed}
-        if isinstance(self.config, Retrieval):
+        if retrieves(self.config):
             path = self.parts.corpus_path()
             with retrieval_errors():
                 facts["corpus_sha256"] = corpus_sha256(path) if path is not None else None
@@ -165,21 +178,23 @@ class Pipeline:
                 )
         if self.lm is not None:
             facts |= {"lm_fingerprint": self.lm.fingerprint, "lm_dtype": str(self.lm.dtype).removeprefix("torch.")}
-            facts["prompt_sha256"] = self.parts.prompt_hash
+            facts |= self.reader.provenance() if isinstance(self.config, READS) else {}
         return facts
 
     def warmup(self) -> Pipeline:
         """Load everything now, so that the first question does not wait."""
-        if isinstance(self.config, Retrieval):
+        if retrieves(self.config):
             with retrieval_errors():
                 _ = self.parts.retriever
                 _ = self.parts.reranker if hasattr(self.config, "reranker") else None
         if self.lm is not None:
-            _ = self.parts.prompt
+            _ = self.reader
+            _ = self.parts.prompt if hasattr(self.config, "prompt") else None
         return self
 
     def close(self) -> None:
         """Release models and index files."""
+        self._reader = None
         self.parts.close()
 
     def __enter__(self) -> Pipeline:
@@ -203,3 +218,9 @@ class _Clock:
         result = work()
         self.seconds[stage] = (time.perf_counter() - start) / self.questions
         return result
+
+    def with_parts_of(self, stage: str, parts: Mapping[str, float]) -> dict[str, float]:
+        """The seconds, with a stage replaced by its own parts where there are any."""
+        if not parts:
+            return self.seconds
+        return {name: seconds for name, seconds in self.seconds.items() if name != stage} | dict(parts)

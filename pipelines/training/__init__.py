@@ -1,18 +1,18 @@
-"""`frozenlm train`: what a config trains depends on its kind."""
+"""`frozenlm train` and `frozenlm pretrain`: what a config trains depends on its kind."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pipelines.build import Log
-from pipelines.config import ClosedBook, FrozenReader, Multitask, RerankerJob
+from pipelines.config import ClosedBook, FrozenReader, Multitask, NeuralRecursion, RerankerJob, TextualRecursion
 from pipelines.errors import ConfigError
 
-__all__ = ["train"]
+__all__ = ["pretrain", "train"]
 
 
 def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
-    """Train what the config is about: a prompt, or a re-ranker. Interrupted runs go on where they
+    """Train what the config is about: prompts, a connector, or a re-ranker. Interrupted runs go on where they
     stopped.
 
     Args:
@@ -41,4 +41,25 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
         from pipelines.training.multitask import train_multitask
 
         return train_multitask(config, restart=restart, log=log)
+    if isinstance(config, TextualRecursion):
+        from pipelines.training.textual_recursion import train_textual
+
+        return train_textual(config, restart=restart, log=log)
+    if isinstance(config, NeuralRecursion):
+        from pipelines.training.neural_recursion import train_neural
+
+        return train_neural(config, restart=restart, log=log)
     raise ConfigError(f"a config of kind {config.kind} trains nothing")
+
+
+def pretrain(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
+    """Pretrain the connector of a config of kind `neural_recursion` on plain text. See `train`.
+
+    Raises:
+        ConfigError: a config of another kind, or one without a pretraining block.
+    """
+    if not isinstance(config, NeuralRecursion):
+        raise ConfigError(f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector")
+    from pipelines.training.pretraining import pretrain_connector
+
+    return pretrain_connector(config, restart=restart, log=log)

@@ -1,0 +1,108 @@
+"""Trains the connector of neural recursion, and the prompt of its last pass, on questions (arXiv 2204.10019, section
+4.2): the second stage, behind `pretraining.py`.
+
+Our choices: both are trained in one loop, the target and the best step are those of a reader's prompt (`reader.py`),
+and the states of pass 1 come from disk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from frozenlm.lm_tasks import Example
+from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.recursion.loss import mean_recursion_loss, recursion_loss, rows_read
+from frozenlm.recursion.neural import RecursiveLM
+from frozenlm.training import fit
+from pipelines import build_recursion
+from pipelines import config as c
+from pipelines.build import Log, module_folder
+from pipelines.errors import CheckpointError, ConfigError
+from pipelines.training.initializers import initializer
+from pipelines.training.reader import digest, first_example, prepare_both, summary, training_parts
+from pipelines.training.settings import loop_settings, training_questions
+
+
+def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[str, Any]:
+    """Train connector and prompt and save them into the workspace. An interrupted run goes on.
+
+    Raises:
+        ConfigError: no training block, no question to learn from, an LM that is not decoder-only.
+        CheckpointError: no pretrained connector, or a prompt to start from that is not there or of another shape.
+    """
+    training, block = config.training, config.prompt
+    if training is None:
+        raise ConfigError("training a connector needs a training block")
+    parts = training_parts(config, block.length if block is not None else 0, log)
+    lm = parts.lm
+    connector, start = build_recursion.starting_connector(config, lm, log)
+    prompt = _starting_prompt(config, lm) if block is not None else None
+    prepared, held_out = prepare_both(parts, config, *training_questions(training), log)
+    examples, dev = ([first_example(lm, config, one) for one in some if one.answers] for some in (prepared, held_out))
+    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*examples, *dev]), log)
+    model = RecursiveLM(lm, connector, prompt)
+    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    log(f"{model.passes} passes, {trained:,} trained parameters")
+
+    def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
+        return recursion_loss(model, batch, cache)
+
+    folder = module_folder(config, config.connector.name)
+    result = fit(
+        model.module,
+        examples=examples,
+        loss=loss,
+        out=folder.parent / f"{config.connector.name}.run",
+        settings=loop_settings(training, config.seed),
+        evaluate=(lambda: -mean_recursion_loss(model, dev, first_pass=cache)) if dev else None,
+        lengths=[example.length for example in examples],
+        identity={
+            "examples": digest(examples),
+            "dev": digest(dev),
+            "connector": config.connector.model_dump(mode="json", exclude={"name", "missing"}),
+            "start": start,
+            "prompt": block.model_dump(mode="json", exclude={"name", "missing"}) if block is not None else None,
+            "prompt_start": build_recursion.module_sha256(prompt) if prompt is not None else None,
+        },
+        lm=lm,
+        trackers=training.trackers,
+        log=log,
+        restart=restart,
+    )
+    if prompt is not None and block is not None:
+        prompt.save(module_folder(config, block.name), lm)
+    connector.save(folder, lm)
+    log(f"connector saved: {folder}")
+    parts.close()
+    return {
+        "module": str(folder),
+        "prompt": str(module_folder(config, block.name)) if block is not None else None,
+        "trained_parameters": trained,
+        "examples": len(examples),
+        "skipped": len(prepared) - len(examples),
+        "rows_over_cache_budget": cache.counts.over_budget if cache is not None else None,
+    } | summary(result)
+
+
+def _starting_prompt(config: c.NeuralRecursion, lm: Any) -> SoftPrompt:
+    """A new prompt, or the trained one that the block names."""
+    block = config.prompt
+    if block is None:
+        raise ConfigError("this config has no prompt block")
+    if block.start is None:
+        init = initializer(block.init)
+        return SoftPrompt.create(lm, block.length, init=init, position=block.position, seed=config.seed)
+    folder = module_folder(config, block.start)
+    if not folder.exists():
+        raise CheckpointError(
+            f"no trained prompt to start from at {folder}; train it first, in this workspace, or leave prompt.start out"
+        )
+    prompt = SoftPrompt.load(folder, lm)
+    if (prompt.length, prompt.position) != (block.length, block.position):
+        raise CheckpointError(
+            f"prompt.start: {folder} holds a prompt of {prompt.length} tokens in {prompt.position} position, the config "
+            f"asks for {block.length} in {block.position}; make them alike"
+        )
+    return prompt

@@ -1,0 +1,164 @@
+"""`frozenlm pretrain`: the connector of neural recursion as a language model on plain text, the LM frozen (arXiv
+2204.10019, section 4.2, where this "was vital").
+
+Our choices: blocks of dev text, spread evenly over all of it, are held out; the best step is the one with the lowest
+perplexity on them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frozenlm.lm_tasks import Example
+from frozenlm.recursion.loss import mean_recursion_loss, recursion_loss, rows_read
+from frozenlm.recursion.neural import RecursiveLM
+from frozenlm.recursion.pretraining import TokenBlocks
+from frozenlm.training import fit
+from pipelines import build_recursion
+from pipelines import config as c
+from pipelines.build import Log, frozen_lm, module_folder
+from pipelines.corpora import passages
+from pipelines.delimiters import split_template
+from pipelines.errors import ConfigError, ShapeError
+from pipelines.filling import fill
+from pipelines.training.reader import summary
+from pipelines.training.settings import loop_settings
+
+
+def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[str, Any]:
+    """Pretrain the config's connector and save it into the workspace. An interrupted run goes on.
+
+    Raises:
+        ConfigError: no pretraining block, no text, an LM that is not decoder-only, or a block length beyond its window.
+    """
+    block = config.pretraining
+    if block is None:
+        raise ConfigError("this config has no pretraining block; name the text to pretrain the connector on")
+    lm = frozen_lm(config.lm)
+    connector = build_recursion.new_connector(config, lm)
+    try:
+        blocks = TokenBlocks.of_texts(lm, texts(block), length=block.length)
+    except ShapeError as error:
+        raise ConfigError(f"pretraining has nothing to read: {error}") from error
+    train, dev = _split(blocks, block.dev_blocks)
+    log(f"{len(blocks.tokens):,} tokens in {len(train)} blocks of {block.length} for training, {len(dev)} for dev")
+    model = RecursiveLM(lm, connector)
+    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*train, *dev]), log)
+    one_pass = mean_recursion_loss(model, dev, first_pass=cache)  # the gate is zero: this is what one pass says
+    log(f"dev perplexity of one pass: {math.exp(one_pass):.3f}")
+
+    def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
+        return recursion_loss(model, batch, cache)
+
+    folder = module_folder(config, block.name)
+    result = fit(
+        connector,
+        examples=train,
+        loss=loss,
+        out=folder.parent / f"{block.name}.run",
+        settings=loop_settings(block, config.seed),
+        evaluate=lambda: -mean_recursion_loss(model, dev, first_pass=cache),
+        identity={
+            "blocks": blocks.fingerprint,
+            "dev_blocks": len(dev),
+            "connector": config.connector.model_dump(mode="json", exclude={"name", "missing"}),
+        },
+        lm=lm,
+        trackers=block.trackers,
+        log=log,
+        restart=restart,
+    )
+    connector.save(folder, lm)
+    log(f"connector saved: {folder}")
+    return {
+        "module": str(folder),
+        "trained_parameters": sum(p.numel() for p in connector.parameters()),
+        "tokens": len(blocks.tokens),
+        "one_pass_perplexity": math.exp(one_pass),
+        "perplexity": math.exp(-result.best_score) if result.best_score is not None else None,
+        "rows_over_cache_budget": cache.counts.over_budget if cache is not None else None,
+    } | summary(result)
+
+
+def texts(block: c.Pretraining) -> Iterator[str]:
+    """The texts of a pretraining block, one after the other.
+
+    Raises:
+        ConfigError: a file that is missing, is not UTF-8, or is damaged.
+        CorpusError: the corpus is missing or malformed.
+    """
+    for path in block.files:
+        try:
+            yield from _json_texts(path) if path.suffix == ".jsonl" else _plain_texts(path, block.parted_by)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        except OSError as error:
+            raise ConfigError(f"pretraining text {path} cannot be read: {error}") from error
+    if block.corpus is not None:
+        template = split_template(block.passage, frozenset({"title", "text"}))
+        for passage in passages(block.corpus):
+            yield fill(template, {"title": passage.title, "text": passage.text})
+
+
+def _plain_texts(path: Path, parted_by: str) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as stream:
+        if parted_by == "nothing":
+            yield stream.read().strip()
+            return
+        lines: list[str] = []
+        for line in stream:
+            if line.strip():
+                lines.append(line)
+            if lines and (parted_by == "line" or not line.strip()):
+                yield "".join(lines).strip()
+                lines = []
+        if lines:
+            yield "".join(lines).strip()
+
+
+def _json_texts(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line)["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ConfigError(f"{path}:{number}: no JSON object with the key text ({error!r})") from error
+            if not isinstance(text, str):
+                raise ConfigError(f"{path}:{number}: text is {type(text).__name__}, expected a string")
+            yield text.strip()
+
+
+class _Some(Sequence[Example]):
+    """Some blocks of a text, without a copy of their tokens."""
+
+    def __init__(self, blocks: TokenBlocks, places: Sequence[int]) -> None:
+        self.blocks, self.places = blocks, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.blocks[place] for place in self.places[index]]
+        return self.blocks[self.places[index]]
+
+
+def _split(blocks: TokenBlocks, dev_blocks: int) -> tuple[_Some, _Some]:
+    """Training and dev blocks; the latter spread evenly."""
+    count = len(blocks)
+    if dev_blocks >= count:
+        raise ConfigError(
+            f"the text makes {count} blocks of {blocks.length} tokens, and dev_blocks holds {dev_blocks} of them out; "
+            "give more text, shorter blocks or fewer dev_blocks"
+        )
+    dev = [place * count // dev_blocks for place in range(dev_blocks)]
+    held_out = set(dev)
+    return _Some(blocks, [place for place in range(count) if place not in held_out]), _Some(blocks, dev)
