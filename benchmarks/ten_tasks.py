@@ -1,6 +1,7 @@
 """Ten tasks, one frozen LM: what a prompt written for each input is worth beside one prompt for all (docs/results.md).
 
     python benchmarks/ten_tasks.py run --out runs/ten_tasks [--part 0/2] [--seeds 3]
+    python benchmarks/ten_tasks.py run --out runs/ten_tasks --seeds 1 --steps 600      # does more training change the order?
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
 Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, in this
@@ -42,14 +43,21 @@ class Run:
     tasks: int
     seed: int
     equal: str = "examples"
+    steps: int = 200
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.tasks}-{self.equal}-{self.seed}"
+        return f"{self.method}-{self.tasks}-{self.equal}-{self.seed}" + ("" if self.steps == 200 else f"-{self.steps}")
 
 
-def runs(seeds: int) -> Iterator[Run]:
-    """All runs, the most telling first."""
+def runs(seeds: int, steps: int) -> Iterator[Run]:
+    """All runs, the most telling first; another number of steps is tried on ten tasks only."""
+    if steps != 200:
+        for seed in range(seeds):
+            yield from (
+                Run(method, 10, seed, "examples", steps) for method in ("id_pt", "idpg", "task_prompts", "one_prompt")
+            )
+        return
     for seed in range(seeds):
         yield from (Run(method, 10, seed) for method in ("one_prompt", "id_pt", "task_prompts", "idpg", "attempt"))
     for seed in range(seeds):
@@ -86,7 +94,13 @@ def configured(run: Run, out: Path) -> Multitask:
     changes = equal_parameters(run.method) if run.equal == "parameters" else []
     config = load_config(
         f"ten_tasks_{run.method}.yaml",
-        overrides=[f"workspace={json.dumps(str(out))}", f"seed={run.seed}", f"prompt.name={run.name}", *changes],
+        overrides=[
+            f"workspace={json.dumps(str(out))}",
+            f"seed={run.seed}",
+            f"prompt.name={run.name}",
+            f"training.steps={run.steps}",
+            *changes,
+        ],
     )
     return config.model_copy(update={"tasks": config.tasks[: run.tasks]})  # type: ignore[no-any-return]
 
@@ -123,7 +137,7 @@ def measure(config: Multitask, out: Path, about: dict[str, Any]) -> None:
         stream.write(json.dumps(record) + "\n")
 
 
-def run_all(out: Path, seeds: int, part: str) -> None:
+def run_all(out: Path, seeds: int, part: str, steps: int) -> None:
     from pipelines.training import train
 
     out.mkdir(parents=True, exist_ok=True)
@@ -136,7 +150,7 @@ def run_all(out: Path, seeds: int, part: str) -> None:
                 config = config.model_copy(update={"tasks": config.tasks[:tasks]})
                 about = {"name": f"zero_shot-{tasks}", "method": "zero_shot", "tasks": tasks, "seed": 0}
                 measure(config, out, about | {"equal": "examples", "trained_parameters": 0})
-    for run in [run for place, run in enumerate(runs(seeds)) if place % of == index]:
+    for run in [run for place, run in enumerate(runs(seeds, steps)) if place % of == index]:
         if run.name in done:
             continue
         if run.method == "attempt":
@@ -144,6 +158,7 @@ def run_all(out: Path, seeds: int, part: str) -> None:
         config = configured(run, out)
         summary = train(config, log=print)
         about = {"name": run.name, "method": run.method, "tasks": run.tasks, "seed": run.seed, "equal": run.equal}
+        about["steps"] = run.steps
         about |= {key: summary[key] for key in ("trained_parameters", "seconds_per_step", "best_step", "best_score")}
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         measure(config, out, about | {"peak_gib_of_process_so_far": round(peak, 2)})
@@ -156,10 +171,11 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 def table(out: Path) -> None:
     """Mean over seeds, and the spread of seeds; scores in percent."""
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int, int, str], list[dict[str, Any]]] = {}
     for record in read(out):
-        groups.setdefault((record["equal"], record["tasks"], record["method"]), []).append(record)
-    for (equal, tasks, method), found in sorted(groups.items()):
+        key = (record["equal"], record.get("steps", 200), record["tasks"], record["method"])
+        groups.setdefault(key, []).append(record)
+    for (equal, steps, tasks, method), found in sorted(groups.items()):
         means = [100 * record["mean"] for record in found]
         spread = statistics.stdev(means) if len(means) > 1 else 0.0
         each = "  ".join(
@@ -168,7 +184,7 @@ def table(out: Path) -> None:
         )
         parameters = found[0]["trained_parameters"]
         print(
-            f"equal {equal:10} tasks {tasks:2} {method:13} n={len(found)} parameters {parameters:8,} "
+            f"equal {equal:10} steps {steps} tasks {tasks:2} {method:13} n={len(found)} parameters {parameters:8,} "
             f"mean {statistics.mean(means):5.1f} sd {spread:3.1f}  | {each}"
         )
 
@@ -179,5 +195,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/ten_tasks"))
     parser.add_argument("--part", default="0/1", help="which share of the runs this process takes, such as 0/2")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=200)
     given = parser.parse_args()
-    run_all(given.out, given.seeds, given.part) if given.action == "run" else table(given.out)
+    run_all(given.out, given.seeds, given.part, given.steps) if given.action == "run" else table(given.out)
