@@ -1,7 +1,7 @@
 """Ten tasks, one frozen LM: what a prompt written for each input is worth beside one prompt for all (docs/results.md).
 
     python benchmarks/ten_tasks.py run --out runs/ten_tasks [--part 0/2] [--seeds 3]
-    python benchmarks/ten_tasks.py run --out runs/ten_tasks --seeds 1 --steps 600      # does more training change the order?
+    python benchmarks/ten_tasks.py run --out runs/ten_tasks --seeds 1 --steps 600   # does more training change it?
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
 Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, in this
