@@ -113,7 +113,7 @@ def train(
     workspace: WorkspaceOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Train the config's prompt or re-ranker. Goes on where an interrupted run stopped."""
+    """Train the config's prompts, connector or re-ranker. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
     hush(quiet)
     if dry_run:
@@ -128,6 +128,25 @@ def train(
 
     summary = run(loaded, restart=restart, log=logger(quiet))
     show.print_json(results(), summary) if as_json else results().print(show.figures(summary, "trained"))
+
+
+@app.command()
+def pretrain(
+    config: ConfigArg,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run and begin again.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Pretrain the config's connector on plain text. Goes on where an interrupted run stopped."""
+    loaded = _load(config, set_, workspace)
+    hush(quiet)
+    from pipelines import show
+    from pipelines.training import pretrain as run
+
+    summary = run(loaded, restart=restart, log=logger(quiet))
+    show.print_json(results(), summary) if as_json else results().print(show.figures(summary, "pretrained"))
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -28,6 +29,8 @@ def answer_record(answer: Answer, sources: int) -> dict[str, Any]:
         "answer": answer.text,
         "score": answer.score,
         "prompt": answer.prompt,
+        "module": answer.module,
+        "cut": list(answer.cut),
         "passages": [
             {
                 "id": hit.passage_id,
@@ -40,7 +43,15 @@ def answer_record(answer: Answer, sources: int) -> dict[str, Any]:
             for hit in answer.passages[:sources]
         ],
         "timings": answer.timings,
-    }
+    } | _recursion_record(answer)
+
+
+def _recursion_record(answer: Answer) -> dict[str, Any]:
+    """Passes and candidates, of an answer that recursion gave."""
+    if not answer.passes:
+        return {}
+    shown = [asdict(one) for one in answer.candidates] if answer.candidates is not None else None
+    return {"passes": list(answer.passes), "confidence": answer.confidence, "candidates": shown}
 
 
 def answer_text(answer: Answer, sources: int) -> RenderableType:
@@ -51,6 +62,13 @@ def answer_text(answer: Answer, sources: int) -> RenderableType:
         if answer.score is not None:
             head.append(f"   log-probability {answer.score:.2f}", style="dim")
     parts: list[RenderableType] = [head] if head else []
+    if answer.cut:
+        parts.append(Text(f"   the input was too long and was cut for: {', '.join(answer.cut)}"))
+    if answer.candidates is not None:
+        listed = "; ".join(f"{one.text} ({one.count}x, {one.logprob:.2f})" for one in answer.candidates)
+        parts.append(Text(f"   candidates: {listed or 'none'}", style="dim"))
+    if answer.passes:
+        parts.append(Text(f"   passes: {', '.join(answer.passes)}", style="dim"))
     read = {kept.hit.passage_id for kept in answer.context}
     for hit in answer.passages[:sources]:
         line = Text(f" {'*' if hit.passage_id in read else ' '} ")

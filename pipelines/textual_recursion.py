@@ -35,6 +35,16 @@ def asked(question: str, packed: Packed) -> Asked:
     return Asked(question, tuple(packed.question_ids), before)
 
 
+def sampled(recursion: TextualRecursion, rows: Sequence[Asked]) -> list[Candidates]:
+    """Pass 1 alone over any number of questions, in batches that share what they read."""
+    share = max(1, recursion.batch_tokens // recursion.sampling.n)
+    found: dict[int, Candidates] = {}
+    for part in plan_batches([len(one.before) + len(one.ids) for one in rows], batch_tokens=share):
+        some = [rows[i] for i in part]
+        found.update(zip(part, recursion.candidates(some, recursion.read_before(some)), strict=True))
+    return [found[number] for number in range(len(rows))]
+
+
 class TextualReader:
     """`pipelines.readers.Reader` of kind `textual_recursion`.
 
@@ -83,21 +93,12 @@ class TextualReader:
         choose = CHOICES[self.config.answer_by]
         found: list[Reading] = []
         start = time.perf_counter()
-        for drawn in self._sampled(rows):
+        for drawn in sampled(self.recursion, rows):
             best = choose(drawn.ranked)
             text, score = (best.text, best.logprob) if best is not None else ("", None)
             found.append(Reading(text, score, self._hashes[0], ("candidates",), list(drawn.ranked)))
         seconds = (time.perf_counter() - start) / max(1, len(rows))
         return [replace(one, timings={"candidates": seconds}) for one in found]
-
-    def _sampled(self, rows: Sequence[Asked]) -> list[Candidates]:
-        share = max(1, self.recursion.batch_tokens // self.recursion.sampling.n)
-        found: dict[int, Candidates] = {}
-        for part in plan_batches([len(one.before) + len(one.ids) for one in rows], batch_tokens=share):
-            some = [rows[i] for i in part]
-            drawn = self.recursion.candidates(some, self.recursion.read_before(some))
-            found.update(zip(part, drawn, strict=True))
-        return [found[number] for number in range(len(rows))]
 
     def _cleaned(self, one: Reading, packed: Packed) -> Reading:
         """With the surface that readers expect, the candidates' too."""

@@ -53,6 +53,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
     inside_index = folder.parent.name == "index"
     if folder.name.endswith(".building"):
         yield Finding(folder, "unfinished index, continued by the next build")
+    elif folder.parent.name == "candidates" and (folder / RUN).exists():
+        yield from _candidates(folder)
     elif (folder / MANIFEST).exists() or inside_index:
         yield from _index(folder)
     elif (folder / MODULE).exists():
@@ -91,6 +93,20 @@ def _module(folder: Path) -> Iterator[Finding]:
         yield Finding(folder, "module", str(error))
     else:
         yield Finding(folder, info.kind)
+
+
+def _candidates(folder: Path) -> Iterator[Finding]:
+    from frozenlm.recursion.crossfit import read_candidates
+
+    if not (folder / MANIFEST).exists():
+        yield Finding(folder, "unfinished candidates, continued by the next training")
+        return
+    try:
+        read_candidates(folder)
+    except (CheckpointError, OSError) as error:
+        yield Finding(folder, "candidates", str(error))
+    else:
+        yield Finding(folder, "candidates of a second pass")
 
 
 def _evaluation(folder: Path) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ import numpy as np
 from pipelines.evaluation.statistics import Floats, bootstrap, wilson
 
 CI_METHOD = "Wilson for shares of questions; percentile bootstrap over questions, 2000 resamples, for the others"
-_YES_OR_NO = ("em", "subspan_em", "recall_at_context", "recall_at.", "retriever_recall_at.")
+_RECURSION = ("oracle_at_n", "second_pass_share", "without_candidates_share")
+_YES_OR_NO = ("em", "subspan_em", "recall_at_context", *_RECURSION, "recall_at.", "retriever_recall_at.")
 _BY_K = ("recall_at", "retriever_recall_at", "gold_recall_at")
 
 
@@ -40,6 +41,7 @@ class Scores:
     seconds: Counter[str] = field(default_factory=Counter)
     packing: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    candidates: Counter[str] = field(default_factory=Counter)
     depth: int = 0
 
     @classmethod
@@ -65,6 +67,8 @@ class Scores:
         self.seconds.update(row["timings"])
         self.depth = max(self.depth, row["passages"])
         self.packing["passages"] += len(row["context"])
+        if found := row.get("candidates"):
+            self.candidates.update(different=len(found), dropped=row["candidates_dropped"])
         if report := row["packing"]:
             self.packing["tokens"] += report["tokens"]
             self.packing["dropped"] += report["kept"] < report["offered"]
@@ -75,6 +79,9 @@ class Scores:
     def _values(self, row: dict[str, Any]) -> dict[str, float | None]:
         values: dict[str, float | None] = {name: row.get(name) for name in ("em", "f1", "subspan_em", "ndcg@10", "mrr")}
         values["recall_at_context"] = row["answer_in_context"]
+        if "second_pass" in row:
+            values |= {"oracle_at_n": row["oracle"], "second_pass_share": row["second_pass"]}
+            values["without_candidates_share"] = row["candidates"] == []
         for k in self.recall_at:
             if row["answers"] and row["passages"]:
                 values[f"recall_at.{k}"] = (row["answer_rank"] or k + 1) <= k
@@ -91,6 +98,11 @@ class Scores:
         intervals: dict[str, Any] = {}
         for name in ("em", "f1", "subspan_em", "recall_at_context", "ndcg@10", "mrr"):
             figures[name], intervals[name] = self._figure(name, seed)
+        for name in _RECURSION:
+            if name in self.columns:  # of textual recursion only
+                figures[name], intervals[name] = self._figure(name, seed)
+        if "oracle_at_n" in self.columns:
+            figures["candidates"] = dict(self.candidates)
         for name in _BY_K:
             by_k = {str(k): self._figure(f"{name}.{k}", seed) for k in self.recall_at}
             figures[name] = {k: value for k, (value, _) in by_k.items()}

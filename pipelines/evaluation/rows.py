@@ -57,6 +57,8 @@ def measure(question: Question, answer: Answer, *, matcher: Matcher) -> tuple[Ro
         "timings": {stage: float(seconds) for stage, seconds in answer.timings.items()},
         "prompt": answer.prompt,
     }
+    if answer.passes:
+        row |= _recursion(answer, golds)
     if question.gold_passages:
         row |= _against_gold(question, answer.passages)
     retrieval = {
@@ -66,6 +68,22 @@ def measure(question: Question, answer: Answer, *, matcher: Matcher) -> tuple[Ro
         "ctxs": [_context(hit, in_final[i] if golds else None) for i, hit in enumerate(answer.passages)],
     }
     return row, retrieval
+
+
+def _recursion(answer: Answer, golds: Sequence[str]) -> Row:
+    """Which passes ran, and whether any answer that was given on the way is right (`oracle`): the ceiling of every
+    choice among them. A question for which nothing was sampled has its first answer only."""
+    row: Row = {"passes": list(answer.passes)}
+    if answer.passes[0] in ("first", "candidates"):
+        said = [one.text for one in answer.candidates] if answer.candidates is not None else [answer.text or ""]
+        row |= {
+            "second_pass": "second" in answer.passes,
+            "confidence": answer.confidence,
+            "candidates": [asdict(one) for one in answer.candidates] if answer.candidates is not None else None,
+            "candidates_dropped": answer.candidates_dropped,
+            "oracle": any(exact_match(text, golds) for text in said) if golds else None,
+        }
+    return row
 
 
 def _context(hit: Hit, found: bool | None) -> Row:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.answer import Answer
-from pipelines.config import ClosedBook, FrozenReader
+from pipelines.config import READS
 from pipelines.errors import ConfigError, ShapeError
 from pipelines.evaluation.figures import Scores
 from pipelines.evaluation.outputs import ResultFolder
@@ -72,7 +72,7 @@ def evaluate(
         ShapeError: the pipeline gave another number of answers than it had questions.
     """
     _check(questions, recall_at, matcher, chunk)
-    _check_answerable(questions, reads=isinstance(getattr(pipeline, "config", None), FrozenReader | ClosedBook))
+    _check_answerable(questions, reads=isinstance(getattr(pipeline, "config", None), READS))
     if callable(warmup := getattr(pipeline, "warmup", None)):
         warmup()
     identity = _identity(pipeline, questions, matcher=matcher, oracle=oracle)

@@ -102,7 +102,7 @@ def _starting_prompt(config: c.NeuralRecursion, lm: Any) -> SoftPrompt:
     prompt = SoftPrompt.load(folder, lm)
     if (prompt.length, prompt.position) != (block.length, block.position):
         raise CheckpointError(
-            f"prompt.start: {folder} holds a prompt of {prompt.length} tokens in {prompt.position} position, the config "
-            f"asks for {block.length} in {block.position}; make them alike"
+            f"prompt.start: {folder} holds a prompt of {prompt.length} tokens in {prompt.position} position, the "
+            f"config asks for {block.length} in {block.position}; make them alike"
         )
     return prompt
