@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from frozenlm.prompts.input_dependent import InputDependentPrompt, Sizes
+from frozenlm.prompts.input_dependent import InputDependentPrompt
+from frozenlm.prompts.input_dependent_sizes import Sizes
 from frozenlm.shapes import Crossing, Growth, ModelShape, count_flops, growth
 
 
