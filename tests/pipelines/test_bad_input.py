@@ -10,9 +10,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -407,24 +404,24 @@ def test_a_workspace_that_cannot_be_written(world: Path, run: Shell, command: st
     run.fails(1, "choose a writable folder", *words, "--workspace", world / "qrels.tsv" / "work")
 
 
-def interrupt_when(there: Callable[[], bool]) -> threading.Thread:
-    """Ctrl-C as soon as `there()`, from beside the command."""
-
-    def watch() -> None:
-        end = time.monotonic() + 60
-        while not there() and time.monotonic() < end:
-            time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    return thread
-
-
 @pytest.fixture
-def ctrl_c() -> Any:
-    """Python's own reaction to Ctrl-C, whatever the tests were started with."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Calls for a real Ctrl-C at the command's first write to disk with which `path` is there.
+
+    A thread that watches for the file would come too late on a busy machine. Python's own reaction to Ctrl-C is set,
+    whatever the tests were started with.
+    """
+    before, fsync = signal.signal(signal.SIGINT, signal.default_int_handler), os.fsync
+
+    def interrupt_when(path: Path) -> None:
+        def fsync_and_interrupt(handle: int) -> None:
+            fsync(handle)
+            if path.exists():
+                monkeypatch.setattr(os, "fsync", fsync)
+                signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(os, "fsync", fsync_and_interrupt)
+
     yield interrupt_when
     signal.signal(signal.SIGINT, before)
 
@@ -433,9 +430,8 @@ def test_interrupting_training_and_going_on(world: Path, tmp_path: Path, run: Sh
     whole = ("train", world / "train.yaml", "--workspace", tmp_path / "whole")
     parts = ("train", world / "train.yaml", "--workspace", tmp_path / "parts")
     assert run(*whole)[0] == 0
-    watcher = ctrl_c((tmp_path / "parts" / "modules" / "p.run" / "state.safetensors").exists)
+    ctrl_c(tmp_path / "parts" / "modules" / "p.run" / "state.safetensors")
     code, out, err = run(*parts)
-    watcher.join()
     assert (code, out) == (130, "") and err.endswith("interrupted; run the same command again to resume")
     code, _, err = run(*parts)
     assert code == 0 and "resuming after step" in err
@@ -447,9 +443,8 @@ def test_interrupting_an_evaluation_and_going_on(world: Path, tmp_path: Path, ru
     asked = [{"id": str(n), "question": f"{ASKED} {n}", "answer": ["paris"]} for n in range(120)]
     questions = lines(tmp_path / "many.jsonl", asked)
     command = ("evaluate", world / "job.yaml", "--questions", questions, "--set", "evaluation.chunk=2", "--out")
-    watcher = ctrl_c((tmp_path / "out" / "predictions.jsonl").exists)
+    ctrl_c(tmp_path / "out" / "predictions.jsonl")
     code, out, err = run(*command, tmp_path / "out")
-    watcher.join()
     assert (code, out) == (130, "") and err.endswith("interrupted; run the same command again to resume")
     code, _, err = run(*command, tmp_path / "out")
     assert code == 0 and "of 120 questions are answered in" in err
