@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frozenlm.decoding import Generation
+    from frozenlm.encoder import FrozenEncoder
     from frozenlm.fingerprint import Verification
     from frozenlm.lm import FrozenLM, Output
     from frozenlm.memory import Memory
+    from frozenlm.prompts.input_dependent import InputDependentPrompt
     from frozenlm.prompts.soft_prompt import SoftPrompt
     from frozenlm.rows import Row, Segment, Soft, Tokens
     from frozenlm.training import fit
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "FrozenEncoder": "frozenlm.encoder",
     "FrozenLM": "frozenlm.lm",
     "Generation": "frozenlm.decoding",
+    "InputDependentPrompt": "frozenlm.prompts.input_dependent",
     "Memory": "frozenlm.memory",
     "Output": "frozenlm.lm",
     "Row": "frozenlm.rows",
@@ -32,8 +36,10 @@ _HOMES = {
 }
 
 __all__ = [
+    "FrozenEncoder",
     "FrozenLM",
     "Generation",
+    "InputDependentPrompt",
     "Memory",
     "Output",
     "Row",

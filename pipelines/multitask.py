@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
+
+import torch
+
+from frozenlm.fingerprint import digest_tensors, fingerprint
+import torch
 
 from frozenlm.mixed import PromptMemories, mixed_rows
 from frozenlm.prompts.interface import PromptInput, PromptModule
@@ -14,8 +18,9 @@ from pipelines import build_tasks
 from pipelines.answer import Answer
 from pipelines.build import module_folder
 from pipelines.components import Components
-from pipelines.config import Multitask
+from pipelines.config import Multitask, Route
 from pipelines.errors import ConfigError
+from pipelines.evaluation.task_answers import in_eval_mode
 from pipelines.stages import check_questions
 from pipelines.surface import clean
 from pipelines.tasks.encoding import RowEncoder
@@ -26,19 +31,27 @@ if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
     from retrievers.types import Hit
 
+GIVEN = "(given)"  # name of a prompt that was handed in where the config has none; no config can hold this name
+
 
 class MultitaskPipeline:
     """A pipeline of kind `multitask`. Make it with `Pipeline.from_config`.
 
     Which module answers an input: the one that the caller names, else the first route whose words the input begins
     with, else the config's own `prompt`. Rows with different modules share one call of the LM, and each answer is what
-    it would be alone, up to floating point. Soft prompts in front of the text are read once.
+    it would be alone, up to floating point. Soft prompts in front of the text are read once. An input that is too long
+    is cut as in training (`pipelines/tasks/encoding.py`), and its answer says so.
+
+    Raises:
+        ConfigError: a component that this kind has no use for, or a prompt that is no prompt method.
     """
 
     def __init__(self, config: Multitask, parts: Components) -> None:
+        _check_given(parts.given)
         self.config, self.parts = config, parts
         self.blocks = {block.name: block for block in [config.prompt, *config.modules] if block is not None}
         self._modules: dict[str, PromptModule] = {}
+        self._hashes: dict[str, str | None] = {}
         self._encoder: FrozenEncoder | None = None
         self._memories: PromptMemories | None = None
         self._coder: RowEncoder | None = None
@@ -59,14 +72,17 @@ class MultitaskPipeline:
     def coder(self) -> RowEncoder:
         """How inputs become tokens."""
         if self._coder is None:
-            self._coder = build_tasks.row_encoder(self.config, self.lm)
+            given = getattr(self.parts.given.get("prompt"), "length", 0)
+            self._coder = build_tasks.row_encoder(self.config, self.lm, soft_tokens=given)
         return self._coder
 
     @property
     def own_name(self) -> str | None:
-        """Name of the config's own prompt; None where the LM answers as it is."""
-        if self.config.prompt is None or self.parts.given.get("prompt", self) is None:
+        """Name of the config's own prompt, or of the one that was handed in; None where the LM answers as it is."""
+        if self.parts.given.get("prompt", self) is None:
             return None
+        if self.config.prompt is None:
+            return GIVEN if "prompt" in self.parts.given else None
         return self.config.prompt.name
 
     def module(self, name: str) -> PromptModule:
@@ -82,7 +98,9 @@ class MultitaskPipeline:
         if name not in self.blocks:
             raise ConfigError(f"no module {name!r} in this config; it has {sorted(self.blocks)}")
         if name not in self._modules:
-            self._modules[name] = build_tasks.trained_prompt(self.config, self.blocks[name], self.lm, self.encoder)
+            module: Any = build_tasks.trained_prompt(self.config, self.blocks[name], self.lm, self.encoder)
+            self._modules[name] = module.eval()
+            self._hashes[name] = self._card_hash(name)
         return self._modules[name]
 
     @overload
@@ -108,7 +126,7 @@ class MultitaskPipeline:
             hits: not used by this kind.
             modules: N names of prompts, a name that is None for the LM as it is; or one name for all. Without it routes
                 decide.
-            tasks: N names of tasks, for prompts that go by the task; None where unknown.
+            tasks: N names of tasks, for prompts that go by the task, None where unknown. Without it routes decide.
 
         Raises:
             ConfigError: a blank or over-long input, an unknown module, or lists of another length.
@@ -118,19 +136,20 @@ class MultitaskPipeline:
         check_questions(questions)
         if not questions:
             return []
-        names = self._chosen(questions, modules)
-        of_tasks = list(tasks) if tasks is not None else [None] * len(questions)
+        routes = [self._route(text) for text in questions]
+        names = self._chosen(routes, modules)
+        of_tasks = list(tasks) if tasks is not None else [None if route is None else route.task for route in routes]
         if len(of_tasks) != len(questions):
             raise ConfigError(f"tasks has {len(of_tasks)} names for {len(questions)} inputs; give one each")
         start = time.perf_counter()
         if self._memories is None:
             self._memories = PromptMemories(self.lm)
-        rows, memory = mixed_rows(
-            [self.coder.context(text) for text in questions],
-            [None if name is None else self.module(name) for name in names],
-            [PromptInput(text, task) for text, task in zip(questions, of_tasks, strict=True)],
-            self._memories,
-        )
+        contexts, cut_for_lm = zip(*[self.coder.fitted(text) for text in questions], strict=True)
+        chosen = [None if name is None else self.module(name) for name in names]
+        inputs = [PromptInput(text, task) for text, task in zip(questions, of_tasks, strict=True)]
+        with in_eval_mode(self.parts.given.get("prompt")), torch.no_grad():
+            rows, memory = mixed_rows(contexts, chosen, inputs, self._memories)
+        cut_for_encoder = [build_tasks.too_long(module, [one])[0] for module, one in zip(chosen, inputs, strict=True)]
         prompted = time.perf_counter()
         block = self.config.generation
         generations = self.lm.generate(
@@ -146,8 +165,11 @@ class MultitaskPipeline:
                 timings=timings,
                 prompt=self._hash(name),
                 module=name,
+                cut=("lm",) * for_lm + ("encoder",) * for_encoder,
             )
-            for question, name, made in zip(questions, names, generations, strict=True)
+            for question, name, made, for_lm, for_encoder in zip(
+                questions, names, generations, cut_for_lm, cut_for_encoder, strict=True
+            )
         ]
 
     def provenance(self) -> dict[str, Any]:
@@ -158,12 +180,12 @@ class MultitaskPipeline:
             "lm_fingerprint": self.lm.fingerprint,
             "lm_dtype": str(self.lm.dtype).removeprefix("torch."),
             "encoder_fingerprint": self.encoder.fingerprint if self.encoder is not None else None,
-            "modules": {name: self._hash(name) for name in self.blocks},
+            "modules": {name: self._hash(name) for name in self._served()},
         }
 
     def warmup(self) -> MultitaskPipeline:
         """Load everything now, so that the first input does not wait."""
-        for name in self.blocks:
+        for name in self._served():
             self.module(name)
         _ = self.coder
         return self
@@ -171,6 +193,7 @@ class MultitaskPipeline:
     def close(self) -> None:
         """Release the models."""
         self._modules.clear()
+        self._hashes.clear()
         self._encoder = self._memories = self._coder = None
         self.parts.close()
 
@@ -182,20 +205,44 @@ class MultitaskPipeline:
     ) -> None:
         self.close()
 
-    def _chosen(self, texts: Sequence[str], modules: Sequence[str | None] | str | None) -> list[str | None]:
+    def _served(self) -> list[str]:
+        """Names of the modules that an input may meet without being sent there by the caller."""
+        routed = [route.module for route in self.config.routes]
+        names = [self.own_name, *(block.name for block in self.config.modules), *routed]
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    def _route(self, text: str) -> Route | None:
+        return next((route for route in self.config.routes if text.startswith(route.starts_with)), None)
+
+    def _chosen(self, routes: Sequence[Route | None], modules: Sequence[str | None] | str | None) -> list[str | None]:
         if modules is None:
-            routes: Mapping[str, str | None] = {route.starts_with: route.module for route in self.config.routes}
-            return [
-                next((name for words, name in routes.items() if text.startswith(words)), self.own_name)
-                for text in texts
-            ]
+            return [self.own_name if route is None else route.module for route in routes]
         if isinstance(modules, str):
-            return [modules] * len(texts)
-        if len(modules) != len(texts):
-            raise ConfigError(f"modules has {len(modules)} names for {len(texts)} inputs; give one each")
+            return [modules] * len(routes)
+        if len(modules) != len(routes):
+            raise ConfigError(f"modules has {len(modules)} names for {len(routes)} inputs; give one each")
         return list(modules)
 
     def _hash(self, name: str | None) -> str | None:
-        """SHA-256 of a module's card, which holds that of its tensors."""
-        card: Path | None = None if name is None else module_folder(self.config, name) / "module.json"
-        return sha256_file(card) if card is not None and card.exists() else None
+        """SHA-256 of a module's card, which holds that of its tensors; of a module that was handed in, its tensors'."""
+        if name is None:
+            return None
+        if name == self.own_name and "prompt" in self.parts.given and name not in self._hashes:
+            given = self.parts.given["prompt"]
+            self._hashes[name] = fingerprint(digest_tensors(given)) if hasattr(given, "named_parameters") else None
+        return self._hashes[name] if name in self._hashes else self._card_hash(name)
+
+    def _card_hash(self, name: str) -> str | None:
+        card = module_folder(self.config, name) / "module.json"
+        return sha256_file(card) if card.exists() else None
+
+
+def _check_given(given: Mapping[str, Any]) -> None:
+    for name, component in given.items():
+        if name not in ("lm", "prompt"):
+            raise ConfigError(f"a pipeline of kind multitask has no use for a {name}; leave it out")
+        if name == "prompt" and component is not None and not isinstance(component, PromptModule):
+            raise ConfigError(
+                f"prompt={type(component).__name__} is no prompt method: it needs position, length and segments(); see "
+                "frozenlm/prompts/interface.py"
+            )
