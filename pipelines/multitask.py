@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 
 from frozenlm.fingerprint import digest_tensors, fingerprint
-import torch
-
 from frozenlm.mixed import PromptMemories, mixed_rows
 from frozenlm.prompts.interface import PromptInput, PromptModule
 from pipelines import build_tasks
