@@ -209,7 +209,7 @@ def _written(
         found.components["encoder"] = Component(flops.encode(encoder, read), encoder.parameters)
         sizes = {"encoder_size": encoder.hidden_size, "hidden_size": lm.hidden_size, "length": block.length}
         count = IDPG.parameter_count(**sizes, bottleneck=block.bottleneck, phm=block.phm)
-        # A PHM layer's sum of Kronecker products is applied factor by factor; counted as the plain layer, so too high.
+        # A PHM layer is counted as the plain one; the 2 n^2 a number in its input that it costs more are left out.
         return count, 2 * block.bottleneck * (encoder.hidden_size + block.length * lm.hidden_size)
     own = block.model_dump(exclude={"kind", "name", "position", "init"})
     shape = Sizes(hidden_size=lm.hidden_size, encoder_size=encoder.hidden_size, **own)
