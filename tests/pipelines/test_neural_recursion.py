@@ -1,0 +1,206 @@
+"""Neural recursion through its config: pretrained, trained, asked, measured; untrained; refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from frozenlm.recursion.connector import Connector
+from frozenlm.recursion.loss import recursion_loss
+from pipelines import Pipeline
+from pipelines.cli import main
+from pipelines.errors import CheckpointError, ConfigError
+from pipelines.training import pretrain, train
+from tests.pipelines.toy_recursion import FACTS, LOOP, configured, make_world, settings, written
+from tests.toys import toy_folder
+
+KIND = "neural_recursion"
+ASKED = [f"where is the {name}" for name in FACTS]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretrained and trained, closed book."""
+    world = make_world(tmp_path_factory.mktemp("neural"))
+    pretrain(configured(world, KIND))
+    train(configured(world, KIND))
+    return world
+
+
+def test_both_stages_are_modules_of_the_workspace(world: Path) -> None:
+    config = configured(world, KIND)
+    pretrained, trained = pretrain(config), train(config)
+    assert pretrained["already_trained"] and trained["already_trained"]
+    assert pretrained["lm_weights_changed"] == trained["lm_weights_changed"] == 0
+    assert pretrained["perplexity"] <= pretrained["one_pass_perplexity"]
+    modules = world / "work" / "modules"
+    assert {path.name for path in modules.iterdir() if path.suffix != ".run"} == {
+        "connector",
+        "connector_pretrained",
+        "p",
+    }
+    with Pipeline.from_config(config) as pipeline:
+        lm: Any = pipeline.lm
+        first, second = (Connector.load(modules / name, lm) for name in ("connector_pretrained", "connector"))
+    assert not torch.equal(first.bridges[0].gate, second.bridges[0].gate)
+
+
+def test_answers_say_what_ran_and_do_not_depend_on_the_batch(world: Path) -> None:
+    with Pipeline.from_config(configured(world, KIND)) as pipeline:
+        together = pipeline(ASKED)
+        assert [answer.passes for answer in together] == [("pass_1", "pass_2")] * 5
+        assert together[0].prompt is not None and together[0].candidates is None
+        assert set(together[0].timings) == {"pack", "read"}
+        alone = pipeline(ASKED[2])
+        assert alone.text == together[2].text
+        assert alone.score == pytest.approx(together[2].score, abs=1e-4)
+        assert pipeline.provenance()["connector_sha256"] is not None
+
+
+def test_untrained_says_what_one_pass_says(world: Path) -> None:
+    said: list[str] = []
+    lines: Any = settings(world, KIND, prompt=None, connector={"missing": "untrained", "name": "none"})
+    bare = {key: lines[key] for key in ("workspace", "lm", "packing", "generation")} | {"kind": "closed_book"}
+    with Pipeline.from_config(lines, log=said.append) as recursive, Pipeline.from_config(bare) as plain:
+        for one, other in zip(recursive(ASKED), plain(ASKED), strict=True):
+            assert one.text == other.text
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+    assert any("an untrained one" in line for line in said)
+
+
+def test_over_passages_and_without_pretraining(world: Path) -> None:
+    said: list[str] = []
+    changes: dict[str, Any] = {
+        "reads": True,
+        "pretraining": None,
+        "connector": {"width": 8, "heads": 2, "name": "reader", "missing": "untrained", "passes": 3, "shared": False},
+        "prompt": {"name": "reader_p", "length": 3, "position": "prefix", "start": None},
+        "first_pass_cache": {"kind": "off"},
+    }
+    config = configured(world, KIND, **changes)
+    found = train(config, log=said.append)
+    assert found["examples"] == 4 and found["lm_weights_changed"] == 0
+    assert "connector: not pretrained (connector.missing: untrained)" in said
+    with Pipeline.from_config(config) as pipeline:
+        answer = pipeline(ASKED[0])
+    assert answer.passes == ("pass_1", "pass_2", "pass_3") and answer.context
+    changes["connector"] = {**changes["connector"], "passes": 2}
+    with pytest.raises(CheckpointError, match="trained for 3 passes, but 2 are wanted"):
+        Pipeline.from_config(configured(world, KIND, **changes))(ASKED[0])
+
+
+def test_the_pass_1_cache_changes_no_loss(world: Path) -> None:
+    summaries = []
+    for kind in ("off", "disk"):
+        cache, name = {"kind": kind}, {"width": 8, "heads": 2, "feed_forward": 8, "name": f"cache_{kind}"}
+        config = configured(world, KIND, first_pass_cache=cache, connector=name, prompt={"name": kind, "length": 3})
+        summaries.append(train(config))
+    off, disk = summaries
+    assert off["best_score"] == pytest.approx(disk["best_score"], abs=1e-6)
+    assert (off["rows_over_cache_budget"], disk["rows_over_cache_budget"]) == (None, 0)
+
+
+def test_a_prompt_may_begin_as_another_one_ended(world: Path) -> None:
+    begun = {"name": "begun", "length": 3, "start": "p"}
+    sizes = {"width": 8, "heads": 2, "feed_forward": 8, "name": "begun_connector"}
+    assert train(configured(world, KIND, prompt=begun, connector=sizes))["lm_weights_changed"] == 0
+    with pytest.raises(CheckpointError, match="no trained prompt to start from"):
+        train(configured(world, KIND, prompt=begun | {"start": "nobody"}, connector=sizes))
+    with pytest.raises(CheckpointError, match=r"a prompt of 3 tokens in suffix position, the config asks for 5"):
+        train(configured(world, KIND, prompt=begun | {"length": 5}, connector=sizes))
+
+
+@pytest.mark.parametrize("command", [pretrain, train])
+def test_killed_and_started_again_ends_in_the_same_weights(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    fresh = make_world(tmp_path)
+    config = configured(fresh, KIND)
+    if command is train:
+        pretrain(config)
+    calls: list[int] = []
+    target = f"pipelines.training.{'pretraining' if command is pretrain else 'neural_recursion'}.recursion_loss"
+
+    def failing(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 4:  # in the last step; the state of step 2 is saved
+            raise KeyboardInterrupt
+        return recursion_loss(*arguments)
+
+    monkeypatch.setattr(target, failing)
+    with pytest.raises(KeyboardInterrupt):
+        command(config)
+    monkeypatch.undo()
+    command(config)
+    name = config.pretraining.name if command is pretrain else config.connector.name
+    files = [next((folder / "work" / "modules" / name).glob("*.safetensors")) for folder in (fresh, world)]
+    again, whole = map(load_file, files)
+    for key, value in whole.items():  # up to the alignment of mapped memory, which a matrix product may show
+        torch.testing.assert_close(again[key], value, atol=1e-4, rtol=0)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = make_world(tmp_path)
+    file, out = str(written(world, KIND)), str(tmp_path / "out")
+    assert main(["train", file, "--quiet"]) == 1
+    assert "run `frozenlm pretrain CONFIG`" in capsys.readouterr().err
+    assert main(["ask", file, ASKED[0], "--quiet", "--set", "prompt=null"]) == 1
+    assert "no trained connector" in capsys.readouterr().err
+    assert main(["pretrain", file, "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lm_weights_changed"] == 0
+    assert main(["train", file, "--quiet"]) == 0
+    assert main(["evaluate", file, "--out", out, "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["n"] == 5 and found["lm_weights_changed"] == 0 and found["connector_sha256"]
+    assert "oracle_at_n" not in found
+    assert main(["ask", file, ASKED[0], "--quiet"]) == 0
+    assert "passes: pass_1, pass_2" in capsys.readouterr().out
+    assert main(["verify", str(world / "work")]) == 0
+
+
+def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = make_world(tmp_path)
+    toy_folder("t5", tmp_path)
+
+    def said(command: str, **changes: Any) -> str:
+        arguments = [command, str(written(world, KIND, **changes)), *(["where"] if command == "ask" else []), "--quiet"]
+        assert main(arguments) in (1, 2)
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return " ".join(text.split())
+
+    seq2seq = {"lm": {"model": str(tmp_path / "t5")}}
+    for command in ("pretrain", "train", "ask"):
+        changes = seq2seq | ({"packing": {"max_tokens": 64}} if command == "ask" else {})
+        assert "needs a decoder-only LM" in said(command, **changes)
+    loop = {**LOOP, "length": 8}
+    assert "has no pretraining block" in said("pretrain", pretraining=None)
+    assert "has no pretraining block" in said("train", pretraining=None)
+    assert "needs text: name files" in said("pretrain", pretraining=loop)
+    assert "cannot be read" in said("pretrain", pretraining=loop | {"files": [str(world / "none.txt")]})
+    (world / "bad.txt").write_bytes(b"\xff\xfe\xff")
+    assert "is not UTF-8 text" in said("pretrain", pretraining=loop | {"files": [str(world / "bad.txt")]})
+    (world / "bad.jsonl").write_text('{"txt": "a"}')
+    assert "bad.jsonl:1: no JSON object" in said("pretrain", pretraining=loop | {"files": [str(world / "bad.jsonl")]})
+    (world / "empty.txt").write_text("\n\n")
+    assert "nothing to read" in said("pretrain", pretraining=loop | {"files": [str(world / "empty.txt")]})
+    of_text = loop | {"files": [str(world / "text.txt")]}
+    assert "dev_blocks holds 500 of them out" in said("pretrain", pretraining=of_text | {"dev_blocks": 500})
+    assert "do not fit the LM's window of 96" in said("pretrain", pretraining=of_text | {"length": 400})
+    assert "passes" in said("train", connector={"passes": 1})
+    assert "heads is 3; expected a divisor" in said("pretrain", connector={"width": 8, "heads": 3})
+    assert "needs a retriever block" in said("train", reranker={"kind": "cross_encoder", "model": "x"})
+
+
+def test_a_connector_of_another_lm_or_size_is_refused(world: Path, tmp_path: Path) -> None:
+    toy_folder("gpt2", tmp_path, seed=5)
+    other = {"lm": {"model": str(tmp_path / "gpt2")}, "prompt": None}
+    with pytest.raises(CheckpointError, match=r"another LM|other LM"):
+        Pipeline.from_config(configured(world, KIND, **other))(ASKED[0])
+    with pytest.raises(CheckpointError, match=r"of another size: width 8 \(the config asks for 16\)"):
+        Pipeline.from_config(configured(world, KIND, connector={"width": 16, "heads": 2, "feed_forward": 8}))(ASKED[0])
+    with pytest.raises(ConfigError, match="nothing to pretrain"):
+        pretrain(configured(world, "textual_recursion"))
