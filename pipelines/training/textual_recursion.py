@@ -18,7 +18,7 @@ from frozenlm.lm_tasks import Example
 from frozenlm.prompts.interface import PromptInput
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.recursion.candidates import Candidates, oracle_at_n
-from frozenlm.recursion.crossfit import cross_fit
+from frozenlm.recursion.crossfit import cross_fit, folds
 from frozenlm.recursion.textual import TextualRecursion
 from frozenlm.recursion.when import confidence, tune_threshold
 from pipelines import build_recursion
@@ -60,6 +60,8 @@ def train_textual(config: c.TextualRecursion, *, restart: bool, log: Log) -> dic
         raise ConfigError("when: below_confidence is tuned on dev; name training.dev, or set when.threshold")
     parts = training_parts(config, first.length if first is not None else 0, log)
     prepared, dev = prepare_both(parts, config, *training_questions(training), log)
+    if second is not None:
+        folds(_keys([one for one in prepared if one.answers]), training.folds)  # refused before hours of training
     job = _Job(config, training, parts.lm, [one for one in prepared if one.answers], dev, restart, log)
     found: dict[str, Any] = {"examples": len(job.train), "skipped": len(prepared) - len(job.train)}
     prompt = None
@@ -185,7 +187,7 @@ class _Job:
             train=train,
             sample=sample,
             k=self.training.folds,
-            keys=[" ".join(one.question.text.casefold().split()) for one in self.train],
+            keys=_keys(self.train),
             identity=identity,
             seed=self.config.seed,
             restart=self.restart,
@@ -262,6 +264,11 @@ class _Job:
             )
             for text, one in zip(answers, self.dev, strict=True)
         ]
+
+
+def _keys(some: Sequence[Prepared]) -> list[str]:
+    """Equal where two questions must not be learned from for each other."""
+    return [" ".join(one.question.text.casefold().split()) for one in some]
 
 
 def _oracle(some: Sequence[Prepared], drawn: Sequence[Candidates]) -> float:
