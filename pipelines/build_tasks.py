@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
 from pipelines.build import Log, module_folder
+from pipelines.config_tasks import PromptSource, task_spec
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.tasks.encoding import RowEncoder
 from pipelines.training.initializers import initializer
@@ -16,9 +18,8 @@ from retrievers.compute import resolve_model
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
     from frozenlm.lm import FrozenLM
-    from frozenlm.prompts.interface import PromptModule
+    from frozenlm.prompts.interface import PromptInput, PromptModule
     from frozenlm.prompts.soft_prompt import SoftPrompt
-    from pipelines.tasks.spec import TaskSpec
     from pipelines.tasks.task import Task
 
 
@@ -40,57 +41,48 @@ def encoder(config: c.Multitask) -> FrozenEncoder | None:
 
 
 def expanded(blocks: Sequence[c.TaskBlock]) -> list[c.TaskBlock]:
-    """The blocks, with `template: all` made one block a template of the original task, named `task.number`.
+    """The blocks, with `template: all` made one block a template of the original task, named `task.number`, and
+    `metric: auto` made the one that fits.
 
     Raises:
-        ConfigError: a file that cannot be read, or without such a template.
+        ConfigError: a templates file that cannot be read, or without such a template.
     """
     found: list[c.TaskBlock] = []
     for block in blocks:
-        if block.promptsource is None or block.promptsource.template != "all":
+        if block.promptsource is not None and block.promptsource.template == "all":
+            found += _one_each(block, block.promptsource)
+        elif block.metric == "auto":
+            found.append(block.model_copy(update={"metric": _fitting_metric(block)}))
+        else:
             found.append(block)
-            continue
-        from pipelines.tasks.promptsource import read_templates
-
-        file = block.promptsource.file
-        templates = [template for template in read_templates(file) if template.original_task]
-        if not templates:
-            raise ConfigError(f"task {block.name!r}: {file} has no template that asks for the original task")
-        for number, template in enumerate(templates, start=1):
-            metric = block.metric if block.metric != "auto" else "accuracy" if template.answer_choices else "rouge"
-            changes = {
-                "name": f"{block.name}.{number}",
-                "promptsource": block.promptsource.model_copy(update={"template": template.id}),
-                "metric": metric,
-                "weight": block.weight / len(templates),
-            }
-            found.append(block.model_copy(update=changes))
     return found
 
 
-def spec(block: c.TaskBlock) -> TaskSpec:
-    """The task that a block describes; nothing is read yet."""
-    from pipelines.tasks.records import RecordSource
-    from pipelines.tasks.spec import TaskSpec
+def _one_each(block: c.TaskBlock, source: PromptSource) -> list[c.TaskBlock]:
+    from pipelines.tasks.promptsource import read_templates
 
-    sources: dict[str, RecordSource] = {}
-    for split in ("train", "dev", "test"):
-        records: c.Records | None = getattr(block, split)
-        if records is not None:
-            sources[split] = RecordSource(
-                path=records.path or str(records.dataset),
-                format=records.format if records.path is not None else "hf",
-                **records.model_dump(include={"split", "subset", "revision", "skip", "limit", "sample"}),
-            )
-    source = block.promptsource
-    return TaskSpec(
-        name=block.name,
-        records=sources,
-        promptsource=source.file if source is not None else None,
-        promptsource_template=source.template if source is not None else None,
-        labels=tuple(block.labels),
-        **block.model_dump(include={"metric", "template", "verbalizer", "target", "references", "label", "fields"}),
-    )
+    templates = [template for template in read_templates(source.file) if template.original_task]
+    if not templates:
+        raise ConfigError(f"task {block.name!r}: {source.file} has no template that asks for the original task")
+    blocks = []
+    for number, template in enumerate(templates, start=1):
+        changes = {
+            "name": f"{block.name}.{number}",
+            "promptsource": source.model_copy(update={"template": template.id}),
+            "metric": block.metric if block.metric != "auto" else "accuracy" if template.answer_choices else "rouge",
+            "weight": block.weight / len(templates),
+        }
+        blocks.append(block.model_copy(update=changes))
+    return blocks
+
+
+def _fitting_metric(block: c.TaskBlock) -> str:
+    if block.promptsource is None:
+        return task_spec(block).metric
+    from pipelines.tasks.promptsource import load_template
+
+    template = load_template(block.promptsource.file, block.promptsource.template)
+    return "accuracy" if template.source.answer_choices else "rouge"
 
 
 def tasks(config: c.Multitask, split: str, *, seen: bool | None = None, log: Log = lambda _: None) -> list[Task]:
@@ -107,7 +99,7 @@ def tasks(config: c.Multitask, split: str, *, seen: bool | None = None, log: Log
     blocks = [task for task in expanded(config.tasks) if seen is None or task.seen == seen]
     if not blocks:
         raise ConfigError("this config has no task to read; give it a tasks block with at least one that is seen")
-    specs = [spec(block) for block in blocks]
+    specs = [task_spec(block) for block in blocks]
     if missing := [one.name for one in specs if split not in one.records]:
         raise ConfigError(f"task {missing[0]!r} has no {split} records; name them under tasks.{split}")
     found = load_tasks(specs, [split])
@@ -118,8 +110,11 @@ def tasks(config: c.Multitask, split: str, *, seen: bool | None = None, log: Log
     return found
 
 
-def row_encoder(config: c.Multitask, lm: FrozenLM) -> RowEncoder:
+def row_encoder(config: c.Multitask, lm: FrozenLM, *, soft_tokens: int = 0) -> RowEncoder:
     """How rows become tokens of this LM.
+
+    Args:
+        soft_tokens: of a prompt that the config does not know.
 
     Raises:
         ConfigError: answers are longer than the room kept for them, or inputs have none.
@@ -136,7 +131,7 @@ def row_encoder(config: c.Multitask, lm: FrozenLM) -> RowEncoder:
         keep_end=block.keep_end,
         answer=block.answer,
         answer_tokens=block.answer_tokens,
-        soft_tokens=max((prompt.length for prompt in prompts if prompt is not None), default=0),
+        soft_tokens=max(soft_tokens, *(0 if prompt is None else prompt.length for prompt in prompts)),
     )
 
 
@@ -160,15 +155,14 @@ def new_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: Froz
     if isinstance(block, c.PromptPerTask):
         from frozenlm.prompts.task_prompts import TaskPrompts
 
-        return TaskPrompts.create(lm, seen, block.length, **common)
+        return TaskPrompts.create(lm, seen, block.length, unseen=block.unseen, **common)
     if isinstance(block, c.Attempt):
         from frozenlm.prompts.attempt import Attempt
 
         sources = [_source(config, name, lm) for name in block.sources]
         of_tasks = seen if block.per_task else None
-        return Attempt.create(
-            lm, sources, block.length, tasks=of_tasks, width=block.width, temperature=block.temperature, **common
-        )
+        sizes = block.model_dump(include={"width", "temperature", "unseen"})
+        return Attempt.create(lm, sources, block.length, tasks=of_tasks, **sizes, **common)
     if encoder is None:
         raise ConfigError(f"prompt {block.name!r} of kind {block.kind} needs an encoder block")
     if isinstance(block, c.IDPG):
@@ -194,7 +188,7 @@ def _source(config: c.Multitask, name: str, lm: FrozenLM) -> SoftPrompt:
 
 
 def trained_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder | None) -> PromptModule:
-    """A prompt method from the workspace.
+    """A prompt method from the workspace, in eval mode.
 
     Raises:
         CheckpointError: not trained yet, damaged, of another LM or encoder, or not of the config's length and position.
@@ -205,13 +199,29 @@ def trained_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: 
             f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set prompt=null to "
             "use the LM as it is"
         )
-    module = _loaded(folder, block, lm, encoder)
+    module: Any = _loaded(folder, block, lm, encoder)
+    module.eval()
     if (module.length, module.position) != (block.length, block.position):
         raise CheckpointError(
             f"{folder} holds a prompt of {module.length} tokens in {module.position} position, the config asks for "
             f"{block.length} in {block.position}; train it again with --restart, or give it another prompt.name"
         )
+    if isinstance(block, c.InputDependent):
+        _check_sizes(folder, asdict(module.sizes), block.model_dump())
+    elif isinstance(block, c.IDPG):
+        _check_sizes(folder, {"bottleneck": len(module.bias), "phm": len(module.down)}, block.model_dump())
     return module
+
+
+def _check_sizes(folder: Path, held: dict[str, Any], asked: dict[str, Any]) -> None:
+    if "feed_forward" in held:
+        held, asked = ({**one, "feed_forward": one["feed_forward"] or 4 * one["width"]} for one in (held, asked))
+    for name, value in asked.items():
+        if name != "dropout" and held.get(name, value) != value:
+            raise CheckpointError(
+                f"{folder} was trained with {name} {held[name]}, the config asks for {value}; set it back, train it "
+                "again with --restart, or give it another prompt.name"
+            )
 
 
 def _loaded(folder: Path, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder | None) -> PromptModule:
@@ -222,11 +232,16 @@ def _loaded(folder: Path, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder 
     if isinstance(block, c.PromptPerTask):
         from frozenlm.prompts.task_prompts import TaskPrompts
 
-        return TaskPrompts.load(folder, lm)
+        of_tasks = TaskPrompts.load(folder, lm)
+        of_tasks.unseen = block.unseen
+        return of_tasks
     if isinstance(block, c.Attempt):
         from frozenlm.prompts.attempt import Attempt
 
-        return Attempt.load(folder, lm)
+        mixed = Attempt.load(folder, lm)
+        if block.per_task:
+            mixed.targets.unseen = block.unseen
+        return mixed
     if encoder is None:
         raise ConfigError(f"prompt {block.name!r} of kind {block.kind} needs an encoder block")
     if isinstance(block, c.IDPG):
@@ -236,3 +251,9 @@ def _loaded(folder: Path, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder 
     from frozenlm.prompts.input_dependent import InputDependentPrompt
 
     return InputDependentPrompt.load(folder, lm, encoder)
+
+
+def too_long(module: PromptModule | None, inputs: Sequence[PromptInput]) -> list[bool]:
+    """Which inputs the module's frozen encoder cannot read whole; none where it has no encoder."""
+    ask: Callable[[Sequence[PromptInput]], list[bool]] | None = getattr(module, "too_long", None)
+    return [False] * len(inputs) if ask is None else ask(inputs)

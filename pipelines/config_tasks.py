@@ -17,11 +17,13 @@ from pipelines.config_values import (
     Name,
     Positive,
     Rate,
-    Share,
 )
+from pipelines.errors import ConfigError
+from pipelines.tasks.records import RecordSource
+from pipelines.tasks.spec import TaskSpec
 
 Position = Literal["prefix", "suffix"]
-Metric = Literal["accuracy", "rouge", "bleu", "em_f1"]
+Unseen = Literal["error", "mean"]
 
 
 class FrozenEncoder(Block):
@@ -52,9 +54,11 @@ class OnePrompt(_Prompt):
 
 
 class PromptPerTask(_Prompt):
-    """One soft prompt a task."""
+    """One soft prompt a task. A task that was not trained on is refused, or with `unseen: mean` gets the mean of all
+    prompts."""
 
     kind: Literal["task_prompts"]
+    unseen: Unseen = "error"
 
 
 class InputDependent(_Prompt):
@@ -69,8 +73,14 @@ class InputDependent(_Prompt):
     feed_forward: Positive | None = None
     self_attention: bool = False
     norm: Literal["layer", "rms"] = "layer"
-    dropout: Share = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     anchor: bool = True
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width is {self.width}; expected a multiple of the {self.heads} heads")
+        return self
 
 
 class IDPG(_Prompt):
@@ -82,13 +92,15 @@ class IDPG(_Prompt):
 
 
 class Attempt(_Prompt):
-    """ATTEMPT (arXiv 2205.11961): attention over trained soft prompts, named as `sources`."""
+    """ATTEMPT (arXiv 2205.11961): attention over trained soft prompts, named as `sources`. `unseen` is as for one
+    prompt a task, and without `per_task` of no use."""
 
     kind: Literal["attempt"]
     sources: Annotated[list[Name], Field(min_length=1)]
     width: Positive = 100
     temperature: Rate | None = None
     per_task: bool = True
+    unseen: Unseen = "error"
 
 
 def _path_alone(value: Any) -> Any:
@@ -134,8 +146,8 @@ Prompt = Annotated[OnePrompt | PromptPerTask | InputDependent | IDPG | Attempt, 
 class TaskBlock(Block):
     """One task: records, how an input is worded, what may be answered. The wording is a `template` with a `verbalizer`
     (label -> what the LM is to say: classification), a `target` template or a `references` field (free text), or a
-    `promptsource` template, which brings its own. `fields` maps names in the template to names in the records. A task
-    with `seen: false` is evaluated but never trained on."""
+    `promptsource` template, which brings its own. `fields` maps names in the template to names in the records. `metric:
+    auto` is accuracy where there are choices, else rouge. A task with `seen: false` is evaluated, never trained on."""
 
     name: Name
     train: RecordsOrPath | None = None
@@ -149,9 +161,45 @@ class TaskBlock(Block):
     verbalizer: dict[str, str] | None = None
     target: str | None = None
     references: str | None = None
-    metric: Metric | Literal["auto"] = "accuracy"
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    metric: Literal["accuracy", "rouge", "bleu", "em_f1", "auto"] = "accuracy"
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     seen: bool = True
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        try:
+            task_spec(self)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+def task_spec(block: TaskBlock) -> TaskSpec:
+    """The task that a block describes; nothing is read.
+
+    Raises:
+        ConfigError: parts that are missing, in conflict or of no use.
+    """
+    sources: dict[str, RecordSource] = {}
+    for split in ("train", "dev", "test"):
+        records: Records | None = getattr(block, split)
+        if records is not None:
+            sources[split] = RecordSource(
+                path=records.path or str(records.dataset),
+                format=records.format if records.path is not None else "hf",
+                **records.model_dump(include={"split", "subset", "revision", "skip", "limit", "sample"}),
+            )
+    free_text = block.target is not None or (block.promptsource is None and block.references is not None)
+    auto: Literal["rouge", "accuracy"] = "rouge" if free_text else "accuracy"
+    return TaskSpec(
+        name=block.name,
+        records=sources,
+        metric=auto if block.metric == "auto" else block.metric,
+        promptsource=block.promptsource.file if block.promptsource is not None else None,
+        promptsource_template=block.promptsource.template if block.promptsource is not None else None,
+        labels=tuple(block.labels),
+        **block.model_dump(include={"template", "verbalizer", "target", "references", "label", "fields"}),
+    )
 
 
 class Mixture(Block):
@@ -192,10 +240,12 @@ class TaskEvaluation(Block):
 
 
 class Route(Block):
-    """Inputs that begin with these words are answered with this module; `module: null` leaves the LM as it is."""
+    """Inputs that begin with these words are answered with this module; `module: null` leaves the LM as it is. `task`
+    is for prompts that go by the task."""
 
     starts_with: Annotated[str, Field(min_length=1)]
     module: Name | None
+    task: Name | None = None
 
 
 def check_multitask(
@@ -204,7 +254,7 @@ def check_multitask(
     """What no block can check alone.
 
     Raises:
-        ValueError: a prompt without its encoder, two things of one name, or a route to nowhere.
+        ValueError: a prompt without its encoder, two things of one name, weights that are all 0, or a route to nowhere.
     """
     for prompt in prompts:
         if isinstance(prompt, InputDependent | IDPG) and encoder is None:
@@ -212,6 +262,9 @@ def check_multitask(
     for what, names in (("prompts", [p.name for p in prompts]), ("tasks", [t.name for t in tasks])):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")
+    seen = [task for task in tasks if task.seen]
+    if seen and not any(task.weight for task in seen):
+        raise ValueError("no task of the mixture has a weight above 0; give at least one")
     known = {prompt.name for prompt in prompts}
     if lost := [route.module for route in routes if route.module is not None and route.module not in known]:
         raise ValueError(f"a route leads to the module {lost[0]!r}; the prompts here are {sorted(known)}")
