@@ -154,6 +154,16 @@ class FrozenEncoder:
         """
         return self._cut(texts, self.max_length)
 
+    def too_long(self, texts: Sequence[str], prompt_length: int = 0) -> list[bool]:
+        """Which texts are cut where that many soft tokens stand in front; nothing is counted.
+
+        Raises:
+            ConfigError: the prompt leaves no room for a text.
+            FrozenLMError: not a string of valid Unicode.
+        """
+        room = self.room(prompt_length) - self._frame_length
+        return [len(ids) > room for ids in self._codec.encode_batch(texts)]
+
     def embed(self, ids: Tensor) -> Tensor:
         """ids [...] -> embeddings [..., embedding_size], positions not added."""
         return self._embedding(torch.as_tensor(ids, dtype=torch.long).to(self.device))

@@ -28,6 +28,7 @@ class Answer:
             Textual recursion has `first`, `candidates`, `second` and `before` (what the passes share) for `read`.
         prompt: hash of the learned prompt that was used, None for zero-shot.
         module: name of the prompt that was used, in a pipeline that serves several.
+        cut: who read only a part of an over-long input, in such a pipeline: `lm`, `encoder`.
         passes: which passes of a recursion ran, in order: of the textual form `first` (the greedy first answer, where a
             second pass depends on it), `candidates` and `second`; of the neural form `pass_1`, `pass_2` and so on.
         candidates: what textual recursion sampled, best first, each with its count and log-probability; None where
@@ -46,6 +47,7 @@ class Answer:
     timings: dict[str, float] = field(default_factory=dict)
     prompt: str | None = None
     module: str | None = None
+    cut: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
     candidates: list[Candidate] | None = None
     candidates_dropped: int = 0

@@ -126,6 +126,10 @@ class IDPG(nn.Module):
         parts = torch.einsum("bra,irc->bica", vectors.unflatten(1, (len(self.rule), -1)), self.rule)
         return torch.einsum("bica,iad->bcd", parts, factors).flatten(1)
 
+    def too_long(self, inputs: Sequence[PromptInput]) -> list[bool]:
+        """Which texts the encoder cannot read whole."""
+        return self.encoder.too_long([one.text for one in inputs])
+
     def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
         """Each input's prompt as a piece of its row."""
         return [Soft(vectors) for vectors in self(inputs)]

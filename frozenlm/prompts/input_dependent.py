@@ -154,6 +154,15 @@ class InputDependentPrompt(nn.Module):
         generated = self.scale * self.out(self.resampler(features.to(weight), mask.to(weight.device)))
         return generated if self.anchor is None else self.anchor + generated
 
+    def too_long(self, inputs: Sequence[PromptInput]) -> list[bool]:
+        """Which texts the encoder cannot read whole.
+
+        Raises: ConfigError without an encoder.
+        """
+        if self.encoder is None:
+            raise ConfigError("this prompt was made from sizes alone and has no encoder; use `create` or `load`")
+        return self.encoder.too_long([one.text for one in inputs], self.sizes.encoder_prompt)
+
     def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
         """Each input's prompt as a piece of its row."""
         return [Soft(vectors) for vectors in self(inputs)]

@@ -57,21 +57,31 @@ class RowEncoder:
         self.lm, self.keep_end, self.answer, self.answer_tokens = lm, keep_end, answer, answer_tokens
         taken = len(lm.bos_ids) + len(lm.close_ids) + soft_tokens + (answer_tokens if lm.kind == "decoder" else 0)
         self.room = max_tokens if lm.window is None else min(max_tokens, lm.window - taken)
-        if self.room <= keep_end:
+        if self.room < max_tokens and self.room <= keep_end:
             raise ConfigError(
                 f"the LM's window of {lm.window} tokens leaves {self.room} for an input beside {soft_tokens} soft "
                 f"tokens and an answer of {answer_tokens}, but input.keep_end alone is {keep_end}; lower one of them"
+            )
+        if self.room <= keep_end:
+            raise ConfigError(
+                f"input.max_tokens is {max_tokens}, but input.keep_end alone is {keep_end}; an input that is cut keeps "
+                "its beginning too, so keep_end must be the smaller one"
             )
         self.counts = InputCounts()
 
     def context(self, text: str) -> list[int]:
         """What stands before the answer, control tokens included."""
+        return self.fitted(text)[0]
+
+    def fitted(self, text: str) -> tuple[list[int], bool]:
+        """What stands before the answer, and whether the input had to be cut for it."""
         ids = self.lm.encode(text)
+        cut = len(ids) > self.room
         self.counts.inputs += 1
-        if len(ids) > self.room:
-            self.counts.inputs_cut += 1
+        self.counts.inputs_cut += cut
+        if cut:
             ids = ids[: self.room - self.keep_end] + ids[len(ids) - self.keep_end :]
-        return [*self.lm.bos_ids, *ids, *self.lm.close_ids]
+        return [*self.lm.bos_ids, *ids, *self.lm.close_ids], cut
 
     def candidate(self, text: str) -> list[int]:
         """An answer as it is scored: without the token that ends it.

@@ -149,6 +149,25 @@ def test_a_long_text_keeps_its_beginning_and_is_counted(name: str) -> None:
     assert encoder.truncated == 3
 
 
+@every_encoder
+def test_what_is_too_long_is_told_without_counting(name: str) -> None:
+    encoder = toy_encoder(name, max_length=10)
+    words = " ".join(["cat"] * (9 if name == "t5" else 8))  # beside x [EOS], or [BOS] x [SEP]
+    assert encoder.too_long([words, f"{words} dog", "", LONG]) == [False, True, False, True]
+    assert encoder.truncated == 0
+    encoder.tokens([words, f"{words} dog", "", LONG])
+    assert encoder.truncated == 2
+
+
+def test_soft_tokens_leave_less_room() -> None:
+    encoder = toy_encoder("bert")
+    words = " ".join(["cat"] * (WINDOW - 2 - 4))
+    assert encoder.too_long([words, f"{words} cat"], 4) == [False, True]
+    assert encoder.too_long([f"{words} cat"]) == [False]
+    with pytest.raises(ConfigError, match="leaves 2 of the encoder's 96 positions"):
+        encoder.too_long([words], WINDOW - 2)
+
+
 @pytest.mark.parametrize(("name", "limit"), [("t5", 1024), ("bert", WINDOW)])
 def test_without_a_max_length_a_text_may_have_what_fits(name: str, limit: int) -> None:
     encoder = toy_encoder(name)
