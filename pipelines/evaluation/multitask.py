@@ -48,10 +48,13 @@ def evaluate_multitask(
     block = config.evaluation
     name = pipeline.own_name
     settings = config.model_dump(mode="json", include=set(_MEASURED))
+    rows = _rows(
+        pipeline, block.split, limit or block.limit, log
+    )  # before the LM, so that their faults are said at once
     return evaluate_tasks(
         pipeline.lm,
         None if name is None else pipeline.module(name),
-        _rows(pipeline, block.split, limit or block.limit, log),
+        rows,
         out,
         encode_row=pipeline.coder.scored,
         metrics={task.name: task.metric for task in build_tasks.expanded(config.tasks)},
@@ -96,8 +99,8 @@ def export_prompts(
         raise ConfigError("prompts are exported from a config of kind multitask with a prompt block")
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
-    module = pipeline.module(prompt.name)
     sources = [source_of(row) for rows in _rows(pipeline, split, limit, log).values() for row in rows]
+    module = pipeline.module(prompt.name)
     found = written_prompts(module, sources)
     found.save(out, pipeline.provenance() | {"split": split})
     draw_prompts(found, Path(out) / PICTURE, title=f"{prompt.kind}: {len(sources)} inputs of {split}")

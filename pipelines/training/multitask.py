@@ -37,8 +37,6 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     block, training = config.prompt, config.training
     if block is None or training is None:
         raise ConfigError("training on tasks needs both a prompt and a training block")
-    lm = frozen_lm(config.lm)
-    encoder = build_tasks.encoder(config)
     train = build_tasks.tasks(config, "train", seen=True, log=log)
     dev = {
         task.name: task.rows["dev"][: training.dev_limit]
@@ -53,9 +51,21 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         seed=config.seed,
     )
     log("rows drawn: " + ", ".join(f"{name} {count}" for name, count in drawn.counts.items()))
+    lm = frozen_lm(config.lm)  # after the tasks, so that what is wrong with them is said at once
+    encoder = build_tasks.encoder(config)
     coder = build_tasks.row_encoder(config, lm)
-    examples = _examples(coder, drawn)
+    known = _encoded(coder, drawn)
+    examples = [known[row.id] for row in drawn]
     module: Any = build_tasks.new_prompt(config, block, lm, encoder)
+    cut = {
+        "inputs_cut": coder.counts.inputs_cut,
+        "answers_cut": coder.counts.answers_cut,
+        "encoder_inputs_cut": sum(build_tasks.too_long(module, [example.source for example in known.values()])),
+    }
+    if any(cut.values()):
+        counts = ", ".join(f"{name} {count}" for name, count in cut.items())
+        log(f"too long, of {len(known)} different inputs: {counts}")
+    asked = {row.id: coder.scored(row) for rows in dev.values() for row in rows}
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log(f"{block.kind}: {trained:,} trained parameters")
 
@@ -69,7 +79,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
             lm,
             module,
             dev,
-            encode_row=coder.scored,
+            encode_row=lambda row: asked[row.id],
             normalize=config.evaluation.normalize,
             max_new_tokens=config.generation.max_new_tokens,
             stop=tuple(config.generation.stop),
@@ -93,7 +103,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         identity={
             "examples": _digest(examples),
             "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
-            "prompt": block.model_dump(mode="json"),
+            "prompt": block.model_dump(mode="json", exclude={"unseen"}),
             "encoder": encoder.fingerprint if encoder is not None else None,
             "loss_unit": training.loss_unit,
         },
@@ -110,8 +120,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "module": str(folder),
         "trained_parameters": trained,
         "examples": len(examples),
-        "inputs_cut": coder.counts.inputs_cut,
-        "answers_cut": coder.counts.answers_cut,
+        "inputs": len(known),
+        **cut,
         "steps": result.steps,
         "best_step": result.best_step,
         "best_score": result.best_score,
@@ -123,13 +133,13 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     }
 
 
-def _examples(coder: RowEncoder, rows: Sequence[TaskRow]) -> list[Example]:
-    """A row that is drawn again is encoded once."""
+def _encoded(coder: RowEncoder, rows: Sequence[TaskRow]) -> dict[str, Example]:
+    """Row id -> example; a row that is drawn again is encoded once, and so counted once where it is cut."""
     known: dict[str, Example] = {}
     for row in rows:
         if row.id not in known:
             known[row.id] = coder.example(row)
-    return [known[row.id] for row in rows]
+    return known
 
 
 def _digest(examples: Sequence[Example]) -> str:

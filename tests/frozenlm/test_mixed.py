@@ -1,14 +1,21 @@
 """Rows of different prompt methods in one batch: the same as one at a time."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from frozenlm.errors import ShapeError
 from frozenlm.lm import FrozenLM
 from frozenlm.mixed import PromptMemories, mixed_rows
-from frozenlm.prompts.interface import PromptInput, PromptModule
+from frozenlm.prompts.attempt import Attempt
+from frozenlm.prompts.idpg import IDPG
+from frozenlm.prompts.input_dependent import InputDependentPrompt
+from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.prompts.soft_prompt import SoftPrompt
-from tests.toys import DECODERS, NAMES, toy_lm, toy_model, toy_tokenizer
+from frozenlm.prompts.task_prompts import TaskPrompts
+from frozenlm.rows import Tokens
+from tests.toys import DECODERS, NAMES, toy_encoder, toy_lm, toy_model, toy_tokenizer
 
 CONTEXTS = [list(range(5, 5 + n)) for n in (3, 9, 1, 6, 4, 7)]
 INPUTS = [PromptInput("x")] * 6
@@ -36,6 +43,47 @@ def test_a_mixed_batch_equals_rows_alone(name: str, side: str) -> None:
         alone = lm.token_logprobs([whole], [answers[i]])[0]
         assert torch.allclose(together[i], alone, atol=1e-5)
         assert lm.generate([whole], max_new_tokens=5)[0].ids == generated[i]
+
+
+def of_every_kind(lm: FrozenLM) -> list[Any]:
+    """Every prompt method, with other weights than those it begins with, in both positions, and none."""
+    sources = [SoftPrompt.create(lm, 3, seed=seed).vectors for seed in (7, 8)]
+    sizes = {"encoder_prompt": 2, "width": 8, "depth": 1, "heads": 2}
+    made: list[Any] = [
+        InputDependentPrompt.create(lm, toy_encoder("t5"), 4, position="prefix", **sizes),
+        InputDependentPrompt.create(lm, toy_encoder("bert"), 5, position="suffix", **sizes),
+        IDPG.create(lm, toy_encoder("bert"), 3, position="suffix"),
+        IDPG.create(lm, toy_encoder("t5"), 2, position="prefix", bottleneck=4, phm=2),
+        TaskPrompts.create(lm, ["one", "two"], 2, position="prefix"),
+        Attempt.create(lm, sources, tasks=["one", "two"], width=8, temperature=4.0),
+        SoftPrompt.create(lm, 4, position="prefix"),
+        SoftPrompt.create(lm, 3, position="suffix"),
+    ]
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for module in made for p in module.parameters()):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return [*made, None]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
+def test_every_prompt_method_in_one_batch_equals_rows_alone(name: str) -> None:
+    lm = toy_lm(name)
+    chosen = of_every_kind(lm) * 2
+    texts = [" ".join(["the cat sat on the mat"] * (1 + n % 4)) + f" {n}" for n in range(len(chosen))]
+    inputs = [PromptInput(text, ("one", "two")[n // 3 % 2]) for n, text in enumerate(texts)]
+    contexts = [lm.encode(text) for text in texts]
+    answers = [[40 + n, 41] for n in range(len(chosen))]
+    rows, memory = mixed_rows(contexts, chosen, inputs, PromptMemories(lm))
+    with torch.no_grad():
+        together = lm.token_logprobs(rows, answers, memory=memory)
+        generated = [made.ids for made in lm.generate(rows, memory=memory, max_new_tokens=4)]
+        for n, module in enumerate(chosen):
+            row: Any = [Tokens.of(contexts[n])]
+            whole = row if module is None else placed(module.segments([inputs[n]])[0], row, module.position)
+            assert torch.allclose(together[n], lm.token_logprobs([whole], [answers[n]])[0], atol=1e-5)
+            assert lm.generate([whole], max_new_tokens=4)[0].ids == generated[n]
+    assert lm.verify().changed == 0
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.loader import load_config
-from tests.toys import toy_encoder_model, toy_encoder_tokenizer, toy_folder
+from tests.toys import toy_encoder_model, toy_encoder_tokenizer, toy_folder, toy_model
 
 COLOURS = [{"text": f"the {a} is {b}", "label": b} for a in ("city", "river", "cat", "dog") for b in ("red", "blue")]
 PLACES = [{"text": f"the {a}", "label": b} for a, b in [("nile", "egypt"), ("amazon", "brazil"), ("river", "egypt")]]
@@ -19,13 +19,14 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_world(folder: Path, lm: str = "gpt2") -> Path:
-    """Writes records, LM and encoder."""
+def make_world(folder: Path, lm: str = "gpt2", encoder: str = "bert") -> Path:
+    """Writes records, LM and encoder; "t5" is a whole T5, of which the encoder half is to be taken."""
     for name, rows in (("colours", COLOURS), ("places", PLACES)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     toy_folder(lm, folder).rename(folder / "lm")
-    toy_encoder_model("bert").save_pretrained(folder / "encoder")
-    toy_encoder_tokenizer("bert").save_pretrained(folder / "encoder")
+    model = toy_model("t5", seed=1) if encoder == "t5" else toy_encoder_model(encoder)
+    model.save_pretrained(folder / "encoder")
+    toy_encoder_tokenizer(encoder).save_pretrained(folder / "encoder")
     return folder
 
 

@@ -1,9 +1,15 @@
 """Training a prompt method on a mixture of tasks through its config."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import T5EncoderModel
 
+from frozenlm.encoder import FrozenEncoder
 from pipelines import Pipeline
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.training import train
@@ -33,9 +39,66 @@ def test_every_method_trains_saves_and_serves(world: Path, kind: str) -> None:
     assert train(config)["already_trained"]
 
 
-def test_an_encoder_decoder_lm(tmp_path: Path) -> None:
-    world = make_world(tmp_path, "t5")
-    assert train(configured(world))["lm_weights_changed"] == 0
+def test_an_encoder_decoder_lm_and_the_encoder_of_a_t5(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "t5", encoder="t5")
+    summary = train(configured(world))
+    assert (summary["lm_weights_changed"], summary["encoder_weights_changed"]) == (0, 0)
+    assert isinstance(FrozenEncoder.load(world / "encoder").model, T5EncoderModel)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_lm_and_encoder_are_what_they_were_and_no_part_of_the_checkpoint(world: Path) -> None:
+    before = files_of(world / "lm") | files_of(world / "encoder")
+    loaded: list[FrozenEncoder] = []
+    load = FrozenEncoder.load
+
+    def kept(*args: Any, **more: Any) -> FrozenEncoder:
+        loaded.append(load(*args, **more))
+        return loaded[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrozenEncoder, "load", kept)
+        train(configured(world))
+    (encoder,) = loaded
+    own = {name: tensor.clone() for name, tensor in load(world / "encoder").model.state_dict().items()}
+    assert all(torch.equal(tensor, own[name]) for name, tensor in encoder.model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in encoder.model.parameters())
+    assert files_of(world / "lm") | files_of(world / "encoder") == before
+    card = json.loads((world / "work" / "modules" / "p" / "module.json").read_text())
+    assert card["config"]["encoder_fingerprint"] == encoder.fingerprint
+    trained = sum(tensor.numel() for tensor in tensors_of(world / "work" / "modules" / "p").values())
+    assert trained == train(configured(world))["trained_parameters"]
+
+
+def tensors_of(module: Path) -> dict[str, torch.Tensor]:
+    (path,) = module.glob("*.safetensors")
+    return load_file(path)
+
+
+class Killed(Exception):
+    """Ends a run where a test wants it to."""
+
+
+@pytest.mark.parametrize("at", ["step 2/4", "dev: mean", "step 3/4"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(world: Path, at: str) -> None:
+    config = configured(world, training={**configured(world).training.model_dump(), "save_every": 1})
+    whole = train(config.model_copy(update={"workspace": str(world / "whole")}))
+
+    def dies(line: str) -> None:
+        if line.startswith(at):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, log=dies)
+    said: list[str] = []
+    again = train(config, log=said.append)
+    assert not any(line.startswith("step 1/4") for line in said)
+    assert (again["best_step"], again["best_score"]) == (whole["best_step"], whole["best_score"])
+    first, second = (tensors_of(folder / "modules" / "p") for folder in (world / "whole", world / "work"))
+    assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_scores_of_every_task_reach_the_trackers(world: Path) -> None:
@@ -59,7 +122,25 @@ def test_a_task_that_is_not_seen_is_not_drawn(world: Path) -> None:
 
 def test_inputs_that_had_to_be_cut_are_counted(world: Path) -> None:
     config = configured(world, input={"max_tokens": 5, "keep_end": 2, "answer_tokens": 6})
-    assert train(config)["inputs_cut"] > 0
+    said: list[str] = []
+    summary = train(config, log=said.append)
+    colours = next(int(line.split()[3].strip(",")) for line in said if line.startswith("rows drawn"))
+    # Six words in an input of colours, three or four in one of places; a row that is drawn twice counts once.
+    assert colours >= 8 and (summary["inputs"], summary["inputs_cut"]) == (11, 8)
+    assert "too long, of 11 different inputs: inputs_cut 8, answers_cut 0, encoder_inputs_cut 0" in said
+
+
+def test_inputs_beyond_the_encoder_are_counted(world: Path) -> None:
+    config = configured(world, encoder={"model": str(world / "encoder"), "max_length": 6})  # two frame a text
+    summary = train(config)
+    assert (summary["inputs"], summary["encoder_inputs_cut"], summary["inputs_cut"]) == (11, 8, 0)
+    assert train(configured(world, workspace=str(world / "other")))["encoder_inputs_cut"] == 0
+
+
+def test_tasks_are_read_before_the_models(world: Path) -> None:
+    (world / "colours.jsonl").write_text("")
+    with pytest.raises(ConfigError, match=r"task 'colours', split train: .*colours\.jsonl is empty"):
+        train(configured(world, lm={"model": "./nowhere"}))
 
 
 def test_other_tasks_are_another_run(world: Path) -> None:
