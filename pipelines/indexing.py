@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.build import Log, build_index, indexed_members
-from pipelines.config import Retrieval
+from pipelines.config import retrieves
 from pipelines.errors import ConfigError
 
 
@@ -20,9 +20,8 @@ def build_indexes(config: Any, *, rebuild: bool = False, log: Log = lambda _: No
         ConfigError: the config has no retriever that is built from a corpus.
         CorpusError, RetrieverError: the corpus cannot be read, the index cannot be written.
     """
-    members = indexed_members(config.retriever) if isinstance(config, Retrieval) else []
+    members = indexed_members(config.retriever) if retrieves(config) else []
     if not members:
-        raise ConfigError(
-            f"a config of kind {config.kind} with this retriever needs no index; there is nothing to build"
-        )
+        has = "with this retriever" if retrieves(config) else "has no retriever and"
+        raise ConfigError(f"a config of kind {config.kind} {has} needs no index; there is nothing to build")
     return [build_index(config, member, rebuild=rebuild, log=log) for member in members]

@@ -111,9 +111,7 @@ def _candidates(folder: Path) -> Iterator[Finding]:
 
 def _evaluation(folder: Path) -> Iterator[Finding]:
     if not (folder / METRICS).exists():
-        for name in (RUN, PREDICTIONS):
-            for finding in _file(folder / name) if (folder / name).exists() else ():
-                yield Finding(finding.path, "unfinished evaluation", finding.problem)
+        yield from _unfinished(folder)
         return
     kind = "evaluation"
     try:
@@ -134,6 +132,23 @@ def _evaluation(folder: Path) -> Iterator[Finding]:
             yield Finding(path, kind, f"its SHA-256 is not the one in {CHECKSUMS}; evaluate again with --restart")
         else:
             yield Finding(path, kind)
+
+
+def _unfinished(folder: Path) -> Iterator[Finding]:
+    """A kill may leave a last line that is torn: the next run mends it."""
+    kind = "unfinished evaluation"
+    for name in (RUN, PREDICTIONS):
+        for finding in _file(folder / name) if (folder / name).exists() else ():
+            torn = finding.problem is not None and name == PREDICTIONS and _whole_but_for_its_end(finding.path)
+            yield Finding(finding.path, f"{kind}, last line torn" if torn else kind, None if torn else finding.problem)
+
+
+def _whole_but_for_its_end(path: Path) -> bool:
+    *lines, end = path.read_bytes().split(b"\n")
+    try:
+        return end != b"" and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _file(path: Path) -> Iterator[Finding]:

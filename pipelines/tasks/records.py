@@ -112,7 +112,10 @@ def _detected(source: RecordSource) -> Format:
     if source.format == "hf":
         return "hf"
     if not path.exists():
-        raise ConfigError(f"record file {path} does not exist; check the path (a hub dataset needs format: hf)")
+        raise ConfigError(
+            f"record file {path} does not exist; check the path (a data set of the hub is named as `dataset` in a "
+            'config, and with format="hf" in Python)'
+        )
     form: Format = source.format
     if form == "auto":
         form = "hf" if path.is_dir() else _ENDINGS.get(path.suffix.lower(), "auto")

@@ -100,7 +100,10 @@ def load_task(spec: TaskSpec, split: str) -> TaskRows:
     """
     if split not in spec.records:
         raise ConfigError(f"task {spec.name!r} has no split {split!r}; it has {', '.join(spec.records)}")
-    records = read_records(spec.records[split])
+    try:
+        records = read_records(spec.records[split])
+    except ConfigError as error:
+        raise ConfigError(f"task {spec.name!r}, split {split}: {error}") from error
     made = _maker(spec)
     found = [(record, made(record, f"{spec.name}/{split}/{record.number}")) for record in records]
     rows = [row for _, row in found if row is not None]
