@@ -11,7 +11,7 @@ from frozenlm.rows import Row, Tokens
 from pipelines.build_recursion import module_sha256
 from pipelines.components import Components
 from pipelines.packing import Packed
-from pipelines.readers import Reading
+from pipelines.reading import Reading
 from pipelines.surface import clean
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class NeuralReader:
-    """`pipelines.readers.Reader` of kind `neural_recursion`.
+    """`pipelines.reading.Reader` of kind `neural_recursion`.
 
     Raises:
         ConfigError: the LM is not decoder-only.

@@ -16,7 +16,8 @@ from pipelines.config import READS, Job, Multitask, retrieves
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
-from pipelines.readers import Reader, reader_of
+from pipelines.readers import reader_of
+from pipelines.reading import Reader
 from retrievers.check import fingerprint_of
 from retrievers.types import Hit
 

