@@ -108,8 +108,8 @@ def prompt_activations(
 def encoder_activations(
     config: Any, *, dtype: torch.dtype, tokens: int, use: Literal["encoder", "cross_encoder"] = "cross_encoder"
 ) -> int:
-    """Bytes kept for one text through a cross-encoder that is trained itself, or a frozen encoder with learned vectors in
-    front of the text.
+    """Bytes kept for one text through a cross-encoder that is trained itself, or a frozen encoder with learned vectors
+    in front of the text.
 
     Raises: ConfigError as `prompt_activations`.
     """
