@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.patience import PATIENCE
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^<!-- *(?P<mark>[^\n]*?) *-->\n+```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 
@@ -62,12 +64,12 @@ def environment(folder: Path, *extra: Path, **variables: str) -> dict[str, str]:
     }
 
 
-def run_shell(command: str, folder: Path, variables: Mapping[str, str], timeout: float = 900) -> str:
+def run_shell(command: str, folder: Path, variables: Mapping[str, str], timeout: float = PATIENCE) -> str:
     """Standard output of a shell script; fails with everything it printed where a command of it fails."""
     return _run(["bash", "-euo", "pipefail", "-c", command], folder, variables, timeout)
 
 
-def run_python(code: str, folder: Path, variables: Mapping[str, str], timeout: float = 900) -> str:
+def run_python(code: str, folder: Path, variables: Mapping[str, str], timeout: float = PATIENCE) -> str:
     """Standard output of a Python script."""
     return _run([sys.executable, "-c", code], folder, variables, timeout)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 PACKAGES = ("frozenlm", "retrievers", "pipelines")
 HEAVY = ("torch", "faiss", "transformers", "sentence_transformers", "datasets", "scipy", "numba")
@@ -93,7 +95,7 @@ def _loaded(code: str) -> set[str]:
         f"{code}\nimport sys\nprint('\\n'.join({{name.partition('.')[0] for name in sys.modules}}), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     return set(done.stderr.split())

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.documents import CHECKOUT
+from tests.patience import PATIENCE
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,9 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _run(site: Path, folder: Path, *command: str) -> str:
     variables = {key: value for key, value in os.environ.items() if key != "FROZENLM_HOME"}
     variables |= {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(
+        command, cwd=folder, env=variables, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -16,6 +16,7 @@ from pipelines import cli, stages
 from pipelines.cli import main
 from retrievers.errors import IndexMismatchError
 from tests.documents import CHECKOUT, environment
+from tests.patience import PATIENCE
 from tests.toys import toy_folder
 
 PASSAGES = [
@@ -278,7 +279,7 @@ def test_interrupting_a_running_command(job: Path, tmp_path: Path) -> None:
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["answer"] is not None
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == 130

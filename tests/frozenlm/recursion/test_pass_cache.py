@@ -18,6 +18,7 @@ from frozenlm.recursion.pass_cache import FirstPassCache
 from frozenlm.rows import Soft, Tokens
 from frozenlm.tensor_file import write_tensors
 from tests.frozenlm.recursion.connectors import open_model
+from tests.patience import PATIENCE
 from tests.toys import toy_lm
 
 # Rows that pass 1 reads: 4, 6, 3 and 4 tokens, 17 in all, 32 numbers of 4 bytes each.
@@ -169,7 +170,7 @@ def test_killed_while_building_goes_on_from_the_finished_files(tmp_path: Path) -
     """
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)]
-    done = subprocess.run(command, env=environment, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, timeout=PATIENCE, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(files(tmp_path)) == 2
     cache = FirstPassCache(toy_lm(), ROWS, folder=tmp_path, shard_bytes=1)

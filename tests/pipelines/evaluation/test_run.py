@@ -16,6 +16,7 @@ from pipelines.errors import ConfigError, FrozenLMError, ShapeError
 from pipelines.evaluation.questions import Question
 from pipelines.evaluation.run import evaluate
 from retrievers.runs import PrecomputedRetriever, read_dpr_json, read_trec_run
+from tests.patience import PATIENCE
 from tests.pipelines.evaluation.toy_pipeline import PASSAGES, ToyPipeline, questions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -334,10 +335,15 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_killed_at_random_and_at_every_write(tmp_path: Path) -> None:
-    """kill -9 while answering, while writing, between the files: the rows end as if nothing had happened (R3)."""
+    """Killed while answering, while writing, between the files: the rows end as if nothing had happened (R3)."""
     script = ROOT / "tests/pipelines/evaluation/killed_evaluations.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
