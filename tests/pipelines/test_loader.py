@@ -193,17 +193,17 @@ def test_messages(tmp_path: Path, text: str, says: str) -> None:
 )
 def test_what_is_no_config_is_refused_fast(tmp_path: Path, text: str | bytes, says: str) -> None:
     path = write(tmp_path, text)
-    start = time.perf_counter()
+    start = time.process_time()
     message = fault(path)
-    assert says in message and message.startswith(str(path)) and time.perf_counter() - start < 1.0
+    assert says in message and message.startswith(str(path)) and time.process_time() - start < 1.0
 
 
 def test_billion_laughs_is_refused_fast(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    start = time.perf_counter()
+    start = time.process_time()
     assert "once aliases are followed" in fault(write(tmp_path, "\n".join(lines)))
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_a_modest_alias_works(tmp_path: Path) -> None:

@@ -161,10 +161,10 @@ class TestQuestions:
         assert toy.retrieve([], 5) == []
 
     def test_a_huge_question_is_refused_at_once(self, toy: BM25Retriever) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         with pytest.raises(RetrieverError, match=r"question 1 has 1,000,000 characters, at most 20,000"):
             toy.retrieve(["cat", "x" * 10**6], 5)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         assert toy.retrieve(["cat " * 5000], 1)[0][0].passage_id in ("p1", "p3")
 
     def test_bad_calls(self, toy: BM25Retriever) -> None:
@@ -344,26 +344,22 @@ class TestInterruptedBuilds:
         assert BM25Retriever.open(tmp_path / "parts").fingerprint() == expected.fingerprint()
 
     @pytest.mark.slow
-    def test_kill_9_at_random_times(self, tmp_path: Path) -> None:
+    def test_kills_at_random_times(self, tmp_path: Path) -> None:
         """R2: whenever the build is killed, nothing opens; when it is run again, the index is the uninterrupted one."""
+        # By the child's own processor time, which a busy machine does not change; SIGPROF ends it as SIGKILL does.
         code = (
-            "import sys; from tests.retrievers.test_bm25 import random_passages; from retrievers.bm25 import *\n"
-            "passages = random_passages(6000, words=500, length=40); print('go', flush=True)\n"
+            "import sys; from signal import ITIMER_PROF, setitimer\n"
+            "from tests.retrievers.test_bm25 import random_passages; from retrievers.bm25 import *\n"
+            "passages = random_passages(6000, words=500, length=40); setitimer(ITIMER_PROF, float(sys.argv[2]))\n"
             "BM25Retriever.build(iter(passages), sys.argv[1], shard_rows=200)\n"
         )
         whole = built(tmp_path / "whole", random_passages(6000, words=500, length=40), shard_rows=200)
         killed = 0
         for attempt in range(40):
-            with subprocess.Popen(
-                [sys.executable, "-c", code, str(tmp_path / "parts")], stdout=subprocess.PIPE
-            ) as child:
-                assert child.stdout is not None and child.stdout.readline() == b"go\n"
-                try:
-                    assert child.wait(timeout=0.01 + 0.013 * attempt) == 0
-                except subprocess.TimeoutExpired:
-                    child.send_signal(signal.SIGKILL)
-                    child.wait()
-                    killed += 1
+            command = [sys.executable, "-c", code, str(tmp_path / "parts"), str(0.01 + 0.013 * attempt)]
+            ended = subprocess.run(command, check=False).returncode
+            assert ended in (0, -signal.SIGPROF)
+            killed += ended != 0
             if not (tmp_path / "parts").exists():
                 with pytest.raises(IndexMismatchError):
                     BM25Retriever.open(tmp_path / "parts")

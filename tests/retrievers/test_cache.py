@@ -66,7 +66,9 @@ def test_another_k_or_fingerprint_is_another_question(tmp_path: Path) -> None:
         assert inner.asked == [("a", k)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(query=st.text(st.characters()), score=st.floats(allow_nan=False, allow_infinity=False, min_value=0))
 def test_any_hit_comes_back_exactly(tmp_path: Path, query: str, score: float) -> None:
     fresh = Counting(score=score).retrieve([query], 3)
