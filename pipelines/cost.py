@@ -19,13 +19,17 @@ from rich.text import Text
 from frozenlm import cost as flops
 from frozenlm.prompts.idpg import IDPG
 from frozenlm.prompts.input_dependent_sizes import Sizes
+from frozenlm.recursion import cost as recursion
+from frozenlm.recursion.connector import Connector
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines import model_sizes
+from pipelines.build_recursion import sizes
 from pipelines.errors import ConfigError, CorpusError, retrieval_errors
 from retrievers.corpus import estimate_passages
 
 SPECIAL = 3  # control tokens around a question and a passage
+CANDIDATE_TOKENS = 6  # of one candidate and what parts it from the next; all samples different
 _NOT_COUNTED = {"bm25": "BM25 looks words up and adds", "precomputed": "its hits are read from a file"}
 
 
@@ -138,9 +142,16 @@ def _reranker_job(config: c.RerankerJob, assumed: Assumed) -> Cost:
     return found
 
 
-def _frozen_reader(config: c.FrozenReader, assumed: Assumed) -> Cost:
-    found = _retrieval(config, assumed)
+def _reads(config: Any, assumed: Assumed) -> Cost:
     lm = model_sizes.lm_shape(config.lm)
+    return _answered(_passages(config, lm, assumed), config, lm, assumed)
+
+
+def _passages(config: Any, lm: ModelShape, assumed: Assumed) -> Cost:
+    """What stands before the LM: nothing with a closed book."""
+    if not c.retrieves(config):
+        return Cost()
+    found = _retrieval(config, assumed)
     block = config.reranker
     if isinstance(block, c.LMLikelihood):
         depth = min(config.rerank_depth, config.retrieve_k)
@@ -152,14 +163,10 @@ def _frozen_reader(config: c.FrozenReader, assumed: Assumed) -> Cost:
             _cross_encoder(found, config, block, model_sizes.cross_encoder_shape(block), assumed)
         except ConfigError as error:
             found.not_counted.append(str(error))
-    return _answered(found, config, lm, assumed)
+    return found
 
 
-def _closed_book(config: c.ClosedBook, assumed: Assumed) -> Cost:
-    return _answered(Cost(), config, model_sizes.lm_shape(config.lm), assumed)
-
-
-def _answered(found: Cost, config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed: Assumed) -> Cost:
+def _answered(found: Cost, config: Any, lm: ModelShape, assumed: Assumed) -> Cost:
     tokens, passages = input_tokens(config, lm, assumed)
     block = config.generation
     answer = block.max_new_tokens if assumed.answer_tokens is None else assumed.answer_tokens
@@ -168,6 +175,58 @@ def _answered(found: Cost, config: c.FrozenReader | c.ClosedBook, lm: ModelShape
     found.assumptions |= {"passages": passages, "question_tokens": assumed.question_tokens}
     if passages:
         found.assumptions["passage_tokens"] = assumed.passage_tokens
+    return found
+
+
+def _neural(config: c.NeuralRecursion, assumed: Assumed) -> Cost:
+    lm, beams = model_sizes.lm_shape(config.lm), config.generation.num_beams
+    if lm.kind != "decoder":
+        raise ConfigError("neural recursion needs a decoder-only LM")
+    found = _answered(_passages(config, lm, assumed), config, lm, assumed)
+    tokens, answer = found.assumptions["input_tokens"], found.assumptions["answer_tokens"]
+    shape = sizes(config.connector)
+    added = recursion.neural(lm, shape, tokens=tokens, answer_tokens=answer, beams=beams)
+    count = Connector.parameter_count(lm.head // (2 * lm.vocab_size), lm.hidden_size, shape)
+    found.components["earlier_passes"] = Component(added.earlier)
+    found.components["connector"] = Component(added.connector, count, count)
+    found.assumptions["passes"] = shape.passes
+    return found
+
+
+def _textual(config: c.TextualRecursion, assumed: Assumed) -> Cost:
+    lm, n = model_sizes.lm_shape(config.lm), config.candidates.n
+    found = _answered(_passages(config, lm, assumed), config, lm, assumed)
+    tokens, answer = found.assumptions["input_tokens"], found.assumptions["answer_tokens"]
+    question = min(tokens, assumed.question_tokens) if c.retrieves(config) else tokens
+    blocks = [config.prompt, config.second_pass.prompt]
+    soft = [block.length if block is not None else 0 for block in blocks]
+    shared = (
+        tokens > question
+        and lm.kind == "decoder"
+        and all(block is None or block.position == "suffix" for block in blocks)
+    )
+    passes = recursion.textual(
+        lm,
+        before=tokens - question,
+        first=question + soft[0],
+        second=question + n * CANDIDATE_TOKENS + soft[1],
+        answer_tokens=answer,
+        n=n,
+        shared=shared,
+    )
+    read, unsure = found.components.pop("lm_prefill"), config.when.rule == "below_confidence"
+    first = found.components.pop("prompt", Component(0))
+    alone = found.components.pop("lm_decoding").flops + first.flops
+    if unsure:
+        found.components["first_answer"] = Component(read.flops + alone)
+        found.not_counted.append("the questions that are spared the second pass: they cost their first answer only")
+    found.components["first_pass_reading"] = Component(passes.candidates.reading, lm.parameters)
+    found.components["candidates"] = Component(passes.candidates.answering, first.parameters, first.trained)
+    if config.answer_by == "second_pass":
+        size = soft[1] * lm.hidden_size
+        found.components["second_pass"] = Component(passes.second.total, size, size)
+    found.assumptions |= {"candidates": n, "candidate_tokens": CANDIDATE_TOKENS, "soft_tokens": soft}
+    found.assumptions["passages_read_once"] = shared
     return found
 
 
@@ -218,7 +277,7 @@ def _written(
     return shape.parameters, flops.prompt_writer(shape).at(read)
 
 
-def input_tokens(config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
+def input_tokens(config: Any, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
     """Tokens of text that the LM reads, soft tokens left out, and how many passages are among them.
 
     Raises:
@@ -232,30 +291,33 @@ def input_tokens(config: c.FrozenReader | c.ClosedBook, lm: ModelShape, assumed:
             "or widen the window"
         )
     fitting = max(0, (room if assumed.input_tokens is None else wanted) - question) // passage
-    passages = min(fitting, _offered(config)) if isinstance(config, c.FrozenReader) else 0
+    passages = min(fitting, _offered(config)) if c.retrieves(config) else 0
     return (question + passages * passage if assumed.input_tokens is None else wanted), passages
 
 
-def _offered(config: c.FrozenReader) -> int:
+def _offered(config: Any) -> int:
     """The most passages that the packer gets and may keep."""
     limits = [config.retrieve_k, config.packing.max_passages]
     limits += [config.rerank_depth, config.rerank_k] if config.reranker is not None else []
     return min(limit for limit in limits if limit is not None)
 
 
-def _room(config: c.FrozenReader | c.ClosedBook, lm: ModelShape) -> int:
+def _room(config: Any, lm: ModelShape) -> int:
     """Tokens that are left for the text."""
     limits = [limit for limit in (config.lm.window or lm.window, config.packing.max_tokens) if limit is not None]
     if not limits:
         raise ConfigError("this LM has no window of its own; set packing.max_tokens (tokens, question and answer too)")
-    return min(limits) - config.packing.answer_reserve - (config.prompt.length if config.prompt else 0)
+    kept = config.packing.answer_reserve + getattr(config, "candidate_tokens", 0)
+    return min(limits) - kept - (config.prompt.length if config.prompt else 0)
 
 
 COSTS: dict[str, Callable[[Any, Assumed], Cost]] = {
     "retrieval": _retrieval,
     "reranker": _reranker_job,
-    "frozen_reader": _frozen_reader,
-    "closed_book": _closed_book,
+    "frozen_reader": _reads,
+    "closed_book": _reads,
+    "textual_recursion": _textual,
+    "neural_recursion": _neural,
     "multitask": _multitask,
 }
 
