@@ -70,7 +70,7 @@ def test_a_prompt_has_one_length_whatever_the_text_is(encoder_name: str) -> None
     module = make(encoder=encoder)
     vectors = module([*INPUTS, PromptInput(LONG)])
     assert vectors.shape == (6, 5, 32) and bool(torch.isfinite(vectors).all())
-    assert encoder.truncated == 1
+    assert encoder.truncated == 1 and module.too_long([*INPUTS, PromptInput(LONG)]) == [False] * 5 + [True]
     assert [len(segment) for segment in module.segments(INPUTS)] == [5] * 5
     assert module([]).shape == (0, 5, 32) and module.segments([]) == []
 
@@ -249,6 +249,24 @@ def test_rows_in_a_mixed_batch_are_as_alone(name: str) -> None:
             alone = lm.forward(row, decoder_rows=decoder[:1] if decoder else None).logits[0]
         assert torch.allclose(logits, alone, atol=1e-4)
         assert lm.generate(row, max_new_tokens=5)[0].text == generation.text
+
+
+@pytest.mark.parametrize("position", ["prefix", "suffix"])
+@pytest.mark.parametrize("name", ["llama", "opt", "t5"])
+def test_no_padding_side_of_lm_or_encoder_changes_anything(name: str, position: Any) -> None:
+    right, left = toy_lm(name), toy_lm(name, padding_side="left")
+    tokenizer = toy_encoder_tokenizer("bert")
+    tokenizer.padding_side = "left"
+    turned = FrozenEncoder.from_model(toy_encoder_model("bert"), tokenizer)
+    one = InputDependentPrompt.create(right, toy_encoder("bert"), 5, position=position, **SMALL)
+    other = InputDependentPrompt.create(left, turned, 5, position=position, **SMALL)
+    examples = [Example.of(range(5, 8 + 3 * k), e.answer, e.source) for k, e in enumerate(EXAMPLES)]
+    with torch.no_grad():
+        assert torch.allclose(one(INPUTS), other(INPUTS), atol=1e-5)
+        together = prompt_loss(right, one, examples)[0].item()
+        assert prompt_loss(left, other, examples)[0].item() == pytest.approx(together, abs=1e-3)
+        alone = sum(prompt_loss(right, one, [example])[0].item() for example in examples)
+    assert alone == pytest.approx(together, abs=1e-3)
 
 
 def test_it_is_a_prompt_module() -> None:

@@ -103,7 +103,9 @@ def test_damaged_files(write, name: str, content: str | bytes, message: str) -> 
 
 
 def test_wrong_sources(write, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing.jsonl does not exist; .*format: hf"):
+    with pytest.raises(
+        ConfigError, match=r"nothing.jsonl does not exist; .*`dataset` in a config, .*format=\"hf\" in Python"
+    ):
         read_records(tmp_path / "nothing.jsonl")
     with pytest.raises(ConfigError, match="no more than 5 records"):
         read_records(RecordSource(path=write("a.jsonl", '{"a": 1}\n'), skip=5))
