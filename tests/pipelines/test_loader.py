@@ -136,7 +136,7 @@ def test_very_many_faults_are_counted(tmp_path: Path) -> None:
     [
         (
             "retriever: {kind: bm25}",
-            "config: kind is nothing (null), expected one of closed_book, frozen_reader, multitask",
+            "config: kind is nothing (null), expected one of closed_book, frozen_reader, multitask, neural_recursion",
         ),
         ("kind: retreival", "did you mean 'retrieval'?"),
         ("kind: [a]", "kind is a list of 1, expected one of closed_book"),
