@@ -14,8 +14,8 @@ from pipelines.cli import main
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.evaluation.questions import read_questions
 from pipelines.evaluation.run import evaluate
+from pipelines.training import reader, train
 from pipelines.training import textual_recursion as training
-from pipelines.training import train
 from tests.pipelines.toy_recursion import FACTS, configured, make_world, settings, written
 from tests.toys import toy_lm
 
@@ -130,33 +130,28 @@ def test_without_any_candidate_the_second_pass_reads_its_question_all_the_same(w
         assert (vote(ASKED[0]).text, vote(ASKED[0]).score) == ("", None)
 
 
-@pytest.mark.parametrize("moment", ["fold", "sample", "second"])
-def test_killed_and_started_again_ends_in_the_same_prompts(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+def test_killed_in_every_stage_and_started_again_ends_in_the_same_prompts(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = make_world(tmp_path)
-    calls: list[str] = []
 
-    def killing(name: str, when: int, real: Any) -> Any:
-        def call(*arguments: Any, **settings: Any) -> Any:
+    def killed(where: Any, name: str, call: int) -> None:
+        real, calls = getattr(where, name), []
+
+        def killing(*arguments: Any, **settings: Any) -> Any:
             calls.append(name)
-            if calls.count(name) == when:
+            if len(calls) == call:
                 raise KeyboardInterrupt
             return real(*arguments, **settings)
 
-        return call
+        monkeypatch.setattr(where, name, killing)
+        with pytest.raises(KeyboardInterrupt):
+            train(configured(fresh, KIND))
+        monkeypatch.undo()
 
-    if moment == "sample":
-        monkeypatch.setattr(training, "sampled", killing("sample", 2, training.sampled))
-    else:
-        from frozenlm import lm_tasks
-        from pipelines.training import reader
-
-        step = {"fold": 7, "second": 15}[moment]  # four steps a prompt: pass 1, two folds, pass 2
-        monkeypatch.setattr(reader, "prompt_loss", killing("step", step, lm_tasks.prompt_loss))
-    with pytest.raises(KeyboardInterrupt):
-        train(configured(fresh, KIND))
-    monkeypatch.undo()
+    killed(reader, "prompt_loss", 7)  # four steps a prompt: in the first fold
+    killed(training, "sampled", 2)  # in the second fold
+    killed(reader, "prompt_loss", 3)  # both folds are there: in pass 2
     train(configured(fresh, KIND))
     lm = toy_lm("gpt2")
     for name in ("p", "s"):
