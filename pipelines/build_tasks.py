@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from retrievers.compute import resolve_model
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
     from frozenlm.lm import FrozenLM
-    from frozenlm.prompts.interface import PromptInput, PromptModule
+    from frozenlm.prompts.interface import PromptModule
     from frozenlm.prompts.soft_prompt import SoftPrompt
     from pipelines.tasks.task import Task
 
@@ -251,9 +251,3 @@ def _loaded(folder: Path, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder 
     from frozenlm.prompts.input_dependent import InputDependentPrompt
 
     return InputDependentPrompt.load(folder, lm, encoder)
-
-
-def too_long(module: PromptModule | None, inputs: Sequence[PromptInput]) -> list[bool]:
-    """Which inputs the module's frozen encoder cannot read whole; none where it has no encoder."""
-    ask: Callable[[Sequence[PromptInput]], list[bool]] | None = getattr(module, "too_long", None)
-    return [False] * len(inputs) if ask is None else ask(inputs)

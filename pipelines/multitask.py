@@ -21,7 +21,7 @@ from pipelines.errors import ConfigError
 from pipelines.evaluation.task_answers import in_eval_mode
 from pipelines.stages import check_questions
 from pipelines.surface import clean
-from pipelines.tasks.encoding import RowEncoder
+from pipelines.tasks.encoding import RowEncoder, too_long
 from retrievers.files import sha256_file
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class MultitaskPipeline:
         inputs = [PromptInput(text, task) for text, task in zip(questions, of_tasks, strict=True)]
         with in_eval_mode(self.parts.given.get("prompt")), torch.no_grad():
             rows, memory = mixed_rows(contexts, chosen, inputs, self._memories)
-        cut_for_encoder = [build_tasks.too_long(module, [one])[0] for module, one in zip(chosen, inputs, strict=True)]
+        cut_for_encoder = [too_long(module, [one])[0] for module, one in zip(chosen, inputs, strict=True)]
         prompted = time.perf_counter()
         block = self.config.generation
         generations = self.lm.generate(

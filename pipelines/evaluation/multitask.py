@@ -36,7 +36,7 @@ def evaluate_multitask(
         limit: rows a task at most; None takes the config's.
 
     Returns:
-        The content of metrics.json; `unseen` names the tasks that were not trained on.
+        The content of metrics.json; `unseen` names the tasks that were not trained on, `mean_unseen` is theirs.
 
     Raises:
         ConfigError: no task, or a task without the split that is to be measured.
@@ -48,6 +48,7 @@ def evaluate_multitask(
     block = config.evaluation
     name = pipeline.own_name
     settings = config.model_dump(mode="json", include=set(_MEASURED))
+    unseen = [task.name for task in build_tasks.expanded(config.tasks) if not task.seen]
     rows = _rows(
         pipeline, block.split, limit or block.limit, log
     )  # before the LM, so that their faults are said at once
@@ -64,10 +65,11 @@ def evaluate_multitask(
         clean=lambda text: clean(text, join_digits=config.surface.join_digits, as_in_passage=False),
         batch_tokens=config.generation.batch_tokens,
         inputs_cut=lambda: pipeline.coder.counts.inputs_cut,
+        unseen=unseen,
         identity={
             **pipeline.provenance(),
             "split": block.split,
-            "unseen": [task.name for task in build_tasks.expanded(config.tasks) if not task.seen],
+            "unseen": unseen,
             "config_sha256": sha256_json(settings),
         },
         about={"config": as_written(config)},

@@ -19,6 +19,7 @@ _HEADINGS = {
     "rougeL": "ROUGE-L",
     "bleu": "BLEU",
 }
+_MEANS = {"mean": "mean", "mean_seen": "mean of those trained on", "mean_unseen": "mean of the others"}
 
 
 def task_table(metrics: Mapping[str, Any], *, title: str | None = None) -> Table:
@@ -30,7 +31,7 @@ def task_table(metrics: Mapping[str, Any], *, title: str | None = None) -> Table
         others = [f"{_HEADINGS[k]} {_percent(v)}" for k, v in task["figures"].items() if k != task["metric"]]
         majority = task.get("majority_accuracy")
         table.add_row(
-            Text(name),
+            Text(f"{name} (not trained on)" if name in metrics.get("unseen", ()) else name),
             f"{task['n']:,}",
             _HEADINGS[task["metric"]],
             _with_interval(task["score"], task["ci95"]),
@@ -38,8 +39,10 @@ def task_table(metrics: Mapping[str, Any], *, title: str | None = None) -> Table
             "-" if majority is None else _percent(majority),
         )
     table.add_section()
-    mean = metrics["mean"]
-    table.add_row("mean", f"{metrics['n']:,}", "", _with_interval(mean["score"], mean["ci95"]), "", "", style="bold")
+    for key, name in _MEANS.items():
+        if (mean := metrics.get(key)) is not None:
+            rows = f"{metrics['n']:,}" if key == "mean" else ""
+            table.add_row(name, rows, "", _with_interval(mean["score"], mean["ci95"]), "", "", style="bold")
     return table
 
 

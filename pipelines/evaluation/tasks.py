@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from pipelines.evaluation.task_figures import (
 )
 from pipelines.evaluation.text_metrics import figures_of
 from pipelines.evaluation.versions import versions
+from pipelines.tasks.encoding import too_long
 from pipelines.tasks.task import TaskRow
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def evaluate_tasks(
     clean: Callable[[str], str] = str.strip,
     batch_tokens: int = BATCH_TOKENS,
     inputs_cut: Callable[[], int] = lambda: 0,
+    unseen: Collection[str] = (),
     identity: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
     chunk: int = 256,
@@ -82,6 +84,7 @@ def evaluate_tasks(
         clean: what is made of a generated text before it is scored.
         batch_tokens: the most tokens of a batch.
         inputs_cut: running count of the inputs that `encode_row` had to cut; its growth is recorded.
+        unseen: tasks that were not trained on; they and the others get a mean of their own.
         identity: what else the rows depend on (a config's hash); recorded, and compared when a run goes on.
         about: recorded in run.json, not compared.
         chunk: rows a batch of the folder; what a kill can cost at most.
@@ -121,7 +124,7 @@ def evaluate_tasks(
     with folder.locked():
         folder.begin(whole_identity, {"versions": versions(), **(about or {})}, restart=restart)
         finished = folder.metrics()
-        if finished is not None and _same_figures(finished, chosen, seed):
+        if finished is not None and _same_figures(finished, chosen, unseen, seed):
             log(f"{folder.path} is finished; its figures are taken as they are")
             return finished
         folder.reopen()
@@ -133,7 +136,9 @@ def evaluate_tasks(
                 part = slice(start, start + chunk)
                 folder.append(_timed(asker, names[part], rows[part], encoded[part]))
                 advance(len(rows[part]))
-        found = _metrics(asker, by_task(folder.rows()), chosen, seed) | {"inputs_cut": cut} | whole_identity
+        records = by_task(folder.rows())
+        found = _metrics(asker, records, chosen, seed) | _means(chosen, records, unseen, seed)
+        found |= {"inputs_cut": cut} | whole_identity
         folder.finish(found, retrieval=False)
     return found
 
@@ -250,20 +255,33 @@ def _module_identity(module: PromptModule | None) -> dict[str, Any] | None:
 def _timed(
     asker: Asker, names: Sequence[str], rows: Sequence[TaskRow], encoded: Sequence[Encoded]
 ) -> list[dict[str, Any]]:
-    """The records of a chunk, each with its share of the seconds; the first with what the frozen encoder had to cut."""
-    encoder = getattr(asker.module, "encoder", None)
-    cut, began = getattr(encoder, "truncated", 0), time.perf_counter()
+    """The records of a chunk, each with its share of the seconds and whether the encoder had to cut its input."""
+    began = time.perf_counter()
     records = asker.records(names, rows, encoded)
     seconds = (time.perf_counter() - began) / len(rows)
-    cut = getattr(encoder, "truncated", 0) - cut
+    cut = too_long(asker.module, [source for _, _, source in encoded])
     return [
-        record | {"seconds": seconds, "encoder_inputs_cut": 0 if place else cut} for place, record in enumerate(records)
+        record | {"seconds": seconds, "encoder_inputs_cut": int(one)} for record, one in zip(records, cut, strict=True)
     ]
 
 
-def _same_figures(finished: Mapping[str, Any], chosen: Mapping[str, str], seed: int) -> bool:
+def _same_figures(finished: Mapping[str, Any], chosen: Mapping[str, str], unseen: Collection[str], seed: int) -> bool:
     metrics = {name: own.get("metric") for name, own in finished.get("tasks", {}).items()}
-    return finished.get("seed") == seed and metrics == {name: figures_of(one)[0] for name, one in chosen.items()}
+    same = finished.get("seed") == seed and finished.get("unseen", []) == list(unseen)
+    return same and metrics == {name: figures_of(one)[0] for name, one in chosen.items()}
+
+
+def _means(
+    chosen: Mapping[str, str], records: Mapping[str, Records], unseen: Collection[str], seed: int
+) -> dict[str, Any]:
+    """The mean over all tasks; where some were trained on and some were not, also that of either kind."""
+    found: dict[str, Any] = {"mean": mean_figure(chosen, records, seed=seed), "unseen": list(unseen)}
+    new = {name: own for name, own in records.items() if name in unseen}
+    known = {name: own for name, own in records.items() if name not in unseen}
+    if new and known:
+        found["mean_seen"] = mean_figure(chosen, known, seed=seed)
+        found["mean_unseen"] = mean_figure(chosen, new, seed=seed)
+    return found
 
 
 def _metrics(asker: Asker, records: Mapping[str, Records], chosen: Mapping[str, str], seed: int) -> dict[str, Any]:
@@ -275,7 +293,6 @@ def _metrics(asker: Asker, records: Mapping[str, Records], chosen: Mapping[str, 
     return {
         "n": len(everything),
         "tasks": {name: task_figures(chosen[name], own, seed=seed) for name, own in records.items()},
-        "mean": mean_figure(chosen, records, seed=seed),
         "ci95_method": CI_METHOD,
         "encoder_inputs_cut": sum(record["encoder_inputs_cut"] for record in everything),
         "answers_at_length_limit": sum(record.get("stopped") == "length" for record in everything),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
+    from frozenlm.prompts.interface import PromptModule
     from pipelines.tasks.task import TaskRow
 
 
@@ -109,3 +111,9 @@ class RowEncoder:
 def source_of(row: TaskRow) -> PromptInput:
     """What a prompt generator sees of a row."""
     return PromptInput(text=row.text, task=row.task)
+
+
+def too_long(module: PromptModule | None, inputs: Sequence[PromptInput]) -> list[bool]:
+    """Which inputs the module's frozen encoder cannot read whole; none where it has no encoder."""
+    ask: Callable[[Sequence[PromptInput]], list[bool]] | None = getattr(module, "too_long", None)
+    return [False] * len(inputs) if ask is None else ask(inputs)

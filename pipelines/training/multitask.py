@@ -22,7 +22,7 @@ from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import ConfigError
 from pipelines.evaluation.tasks import dev_scores
 from pipelines.surface import clean
-from pipelines.tasks.encoding import RowEncoder
+from pipelines.tasks.encoding import RowEncoder, too_long
 from pipelines.tasks.mixture import mixture
 from pipelines.tasks.task import TaskRow
 from pipelines.training.settings import loop_settings
@@ -60,7 +60,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     cut = {
         "inputs_cut": coder.counts.inputs_cut,
         "answers_cut": coder.counts.answers_cut,
-        "encoder_inputs_cut": sum(build_tasks.too_long(module, [example.source for example in known.values()])),
+        "encoder_inputs_cut": sum(too_long(module, [example.source for example in known.values()])),
     }
     if any(cut.values()):
         counts = ", ".join(f"{name} {count}" for name, count in cut.items())

@@ -242,6 +242,7 @@ def test_a_task_that_was_not_trained_on(world: Path, tmp_path: Path, run: Shell)
     code, out, _ = run(*evaluation, "--json", "--set", by_task.replace("}", ", unseen: mean}"))
     found = json.loads(out)
     assert code == 0 and found["unseen"] == ["places"] and found["tasks"]["places"]["n"] == 3
+    assert found["mean_unseen"]["score"] == found["tasks"]["places"]["score"]
     everything = [task | {"seen": False} for task in settings(world)["tasks"]]
     run.fails(2, "no task to read", "train", *job[:3], "--set", f"tasks={json.dumps(everything)}")
 

@@ -217,10 +217,9 @@ def test_what_is_cut_is_counted(lm: FrozenLM, tasks: dict, tmp_path: Path) -> No
 
 
 class Cutting:
-    """A frozen encoder that counts what it cuts, and one weight that may change."""
+    """A frozen encoder, and one weight that may change."""
 
     fingerprint = "f" * 64
-    truncated = 5  # what happened before is not ours
 
     class verification:
         changed, total = 0, 3
@@ -235,9 +234,8 @@ def test_what_the_frozen_encoder_cuts_is_counted_over_a_stop(lm: FrozenLM, tasks
             super().__init__(calls_left=calls_left)
             self.encoder = Cutting()
 
-        def segments(self, inputs):
-            self.encoder.truncated += sum("king" in one.text for one in inputs)
-            return super().segments(inputs)
+        def too_long(self, inputs):
+            return ["king" in one.text for one in inputs]
 
     made = {"colour": tasks["colour"]}
     kings = sum("king" in row.text for row in tasks["colour"])
@@ -246,6 +244,21 @@ def test_what_the_frozen_encoder_cuts_is_counted_over_a_stop(lm: FrozenLM, tasks
     metrics = run(lm, Generator(), made, tmp_path)
     assert metrics["encoder_inputs_cut"] == kings > 0
     assert (metrics["encoder_weights_changed"], metrics["module"]["encoder_fingerprint"]) == (0, "f" * 64)
+
+
+def test_tasks_that_were_not_trained_on_have_a_mean_of_their_own(lm: FrozenLM, tasks: dict, tmp_path: Path) -> None:
+    whole = run(lm, None, tasks, tmp_path)
+    assert whole["unseen"] == [] and not {"mean_seen", "mean_unseen"} & set(whole)
+    metrics = run(lm, None, tasks, tmp_path, unseen=["place"])
+    scores = {name: one["score"] for name, one in metrics["tasks"].items()}
+    assert metrics["mean"] == whole["mean"] and metrics["unseen"] == ["place"]
+    assert (metrics["mean_unseen"]["tasks"], metrics["mean_unseen"]["score"]) == (1, scores["place"])
+    assert metrics["mean_seen"]["score"] == pytest.approx((scores["colour"] + scores["writing"]) / 2)
+    low, high = metrics["mean_unseen"]["ci95"]
+    assert low <= scores["place"] <= high
+    text = shown(task_table(metrics))
+    assert "place (not trained on)" in text and "mean of those trained on" in text and "mean of the others" in text
+    assert run(lm, None, {"place": tasks["place"]}, tmp_path / "b", unseen=["place"]).keys() & {"mean_unseen"} == set()
 
 
 def test_choices_that_differ_by_row(lm: FrozenLM, tmp_path: Path) -> None:

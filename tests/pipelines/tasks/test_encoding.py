@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 
 from frozenlm.lm import FrozenLM
+from frozenlm.prompts.idpg import IDPG
+from frozenlm.prompts.input_dependent import InputDependentPrompt
 from frozenlm.prompts.interface import PromptInput
+from frozenlm.prompts.soft_prompt import SoftPrompt
 from pipelines.errors import ConfigError
-from pipelines.tasks.encoding import InputCounts, RowEncoder, source_of
+from pipelines.tasks.encoding import InputCounts, RowEncoder, source_of, too_long
 from pipelines.tasks.task import TaskRow
-from tests.toys import BOS, EOS, SEP, UNK, VOCABULARY, WINDOW, toy_encoder_tokenizer, toy_lm, toy_model
+from tests.toys import BOS, EOS, SEP, UNK, VOCABULARY, WINDOW, toy_encoder, toy_encoder_tokenizer, toy_lm, toy_model
 
 TEN = "one two three a b c d e f g"
 
@@ -109,3 +112,12 @@ def test_settings_without_room(settings: dict, message: str) -> None:
 def test_without_a_window_only_the_settings_can_clash() -> None:
     with pytest.raises(ConfigError, match=r"input.max_tokens is 8"):
         coder_for("t5", max_tokens=8, keep_end=9)
+
+
+def test_only_a_module_with_an_encoder_finds_inputs_too_long() -> None:
+    lm, inputs = toy_lm("llama"), [PromptInput("cat " * 8), PromptInput("cat " * 9)]
+    encoder = toy_encoder("bert", max_length=10)  # [BOS] and [SEP] among them
+    assert too_long(None, inputs) == too_long(SoftPrompt.create(lm, 2), inputs) == [False, False]
+    assert too_long(IDPG.create(lm, encoder, 2), inputs) == [False, True]
+    tuned = InputDependentPrompt.create(lm, toy_encoder("bert"), 2, encoder_prompt=WINDOW - 10, width=8, heads=2)
+    assert too_long(tuned, inputs) == [False, True]
