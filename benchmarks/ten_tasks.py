@@ -62,7 +62,6 @@ def runs(seeds: int, steps: int) -> Iterator[Run]:
         yield from (Run(method, 10, seed) for method in ("one_prompt", "id_pt", "task_prompts", "idpg", "attempt"))
     for seed in range(seeds):
         yield from (Run(method, tasks, seed) for tasks in (2, 5) for method in ("one_prompt", "id_pt"))
-    for seed in range(seeds):
         yield from (Run(method, 10, seed, "parameters") for method in ("id_pt", "one_prompt", "idpg", "attempt"))
 
 
