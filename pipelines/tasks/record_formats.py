@@ -84,16 +84,18 @@ def read_hf(path: str, *, split: str, subset: str | None, revision: str | None) 
         import datasets
     except ImportError as error:
         raise MissingExtraError('reading Hugging Face datasets needs: pip install "frozenlm[hf]"') from error
+    number = 0
     try:
         data = _opened(datasets, path, split=split, subset=subset, revision=revision)
+        if isinstance(data, dict):
+            if split not in data:
+                raise ConfigError(f"dataset {path} has no split {split!r}; it has {', '.join(map(str, data))}")
+            data = data[split]
+        for number, fields in enumerate(data, start=1):  # streamed, so that files may fail here too
+            yield number, f"{path}[{split}] row {number}", dict(fields)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ConfigError(f"dataset {path} (split {split!r}) cannot be loaded: {error}") from error
-    if isinstance(data, dict):
-        if split not in data:
-            raise ConfigError(f"dataset {path} has no split {split!r}; it has {', '.join(map(str, data))}")
-        data = data[split]
-    for number, fields in enumerate(data, start=1):
-        yield number, f"{path}[{split}] row {number}", dict(fields)
+        after = f" after row {number}" if number else ""
+        raise ConfigError(f"dataset {path} (split {split!r}) cannot be loaded{after}: {error}") from error
 
 
 def _opened(datasets: Any, path: str, *, split: str, subset: str | None, revision: str | None) -> Any:

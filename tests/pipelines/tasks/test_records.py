@@ -145,6 +145,22 @@ def test_hugging_face_file_and_folder_are_streamed(saved: Path, place: str) -> N
     assert [record.fields["label"] for record in records] == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.jsonl", b'{"text": "a"}\n[1\n'),
+        ("train.csv", b"\xff\xfe\x00"),
+        ("train.parquet", b"no"),
+        ("a.txt2", b""),
+    ],
+)
+def test_damaged_hugging_face_files(tmp_path: Path, name: str, content: bytes) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"\(split 'train'\) cannot be loaded"):
+        read_records(tmp_path)
+
+
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r"frozenlm\[hf\]"):
