@@ -153,7 +153,8 @@ def card(name: str, results: dict[str, Any], seed: int) -> str:
 
 A Llama-like decoder of {found["layers"]} layers and {found["parameters"]:,} parameters, trained from scratch on a
 made-up world ({entities}). It knows that world and nothing else. Made by benchmarks/fact_world.py, seed {seed}:
-{found["steps"]} steps, {found["tokens"]:,} tokens, {found["cpu_seconds"]:.0f} CPU seconds; last loss {found["loss"]:.3f}.
+{found["steps"]} steps, {found["tokens"]:,} tokens, {found["cpu_seconds"]:.0f} CPU seconds;
+last loss {found["loss"]:.3f}.
 
 Asked as `question : ... answer :`, greedily and without a prompt, it is right (%):
 
