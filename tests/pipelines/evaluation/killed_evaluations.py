@@ -59,9 +59,8 @@ def main(folder: Path) -> None:
     evaluate(ToyPipeline(), questions(), folder / "whole", chunk=8, progress=False)
     rng = random.Random(3)
     random_kills = 0
-    while not (folder / "random" / "metrics.json").exists():
-        after = rng.uniform(0.001, 0.05) if random_kills < 25 else 0
-        random_kills += killed(child(folder / "random", 0.002, kill_after=after))
+    while killed(child(folder / "random", 0.002, kill_after=rng.uniform(0.001, 0.05) if random_kills < 25 else 0)):
+        random_kills += 1
     kills_at_writes = 0
     for kill_at in 4 * list(range(2, 14)):
         kills_at_writes += killed(child(folder / "writes", 0.0, kill_at=kill_at))
