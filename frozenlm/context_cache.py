@@ -87,8 +87,12 @@ class ContextCache:
 
         contexts: B lists of token ids, none empty
 
-        Raises: ShapeError for an empty context or one past the window.
+        Raises: ShapeError for an empty context or one past the window; ConfigError while a delta is attached to the LM.
         """
+        if self.lm.is_changed and self.kind != "off":
+            raise ConfigError(
+                "a context cache keeps what the plain LM has read, and a delta is attached; detach it, or use kind off"
+            )
         keys = [self._key(context) for context in contexts]
         found = {key: memory for key in dict.fromkeys(keys) if (memory := self._find(key)) is not None}
         missing = {key: context for key, context in zip(keys, contexts, strict=True) if key not in found}

@@ -11,7 +11,8 @@ Shapes: B texts, T columns, Pe soft tokens in front of a text, E width of the en
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ class FrozenEncoder:
         self._frame_length = len(self._codec.bos_ids) + len(self._codec.close_ids)
         self.max_length = self._checked_length(max_length)
         self.truncated = 0
+        self._changed = False
         # A tokenizer that frames nothing gives no token for the empty text, and nothing cannot be attended to.
         known = (tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         self._blank: int = next(i for i in known if i is not None)
@@ -134,6 +136,16 @@ class FrozenEncoder:
         """Where the embeddings lie."""
         return self._embedding.weight.device
 
+    @contextmanager
+    def changed(self, name: str) -> Iterator[None]:
+        """For the while, the encoder runs with something attached (`deltas/attach.py`), and `features` records
+        gradients for it."""
+        before, self._changed = self._changed, True
+        try:
+            yield
+        finally:
+            self._changed = before
+
     def verify(self) -> Verification:
         """Compare every weight and buffer with what it was at load, bit by bit."""
         return prints.compare(self._digests, prints.digest_tensors(self.model), "encoder")
@@ -187,7 +199,7 @@ class FrozenEncoder:
     def features(self, texts: Sequence[str], prompt: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What the encoder makes of each text.
 
-        A text's features do not depend on the other texts. Without a prompt no gradient is recorded.
+        A text's features do not depend on the other texts. Without a prompt or a delta no gradient is recorded.
 
         Args:
             texts: B strings, at least one; the empty string is a text like any other.
@@ -203,13 +215,14 @@ class FrozenEncoder:
             FrozenLMError: not a string of valid Unicode.
         """
         if prompt is None:
-            with torch.no_grad():
+            with torch.set_grad_enabled(self._changed and torch.is_grad_enabled()):
                 return self._run([[Tokens.of(ids)] for ids in self.tokens(texts)])
         soft = Soft(prompt)
         return self._run([[soft, Tokens.of(ids)] for ids in self._cut(texts, self.room(len(soft)))])
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
-        """[B, E] float32: the mean over the features of a text's tokens, the framing ones included; no gradient.
+        """[B, E] float32: the mean over the features of a text's tokens, the framing ones included; no gradient but a
+        delta's.
 
         This is sentence-transformers' mean pooling, without a normalisation.
 

@@ -28,6 +28,9 @@ class Engine:
         window: the most tokens of a row; None for the LM's own limit.
         padding_side: of decoder-only batches; an encoder-decoder's are always padded on the right.
 
+    Attributes:
+        fingerprint: of what runs: the model's, or for the while of a delta one of its own.
+
     Raises:
         ConfigError: the model has no head or body that we can drive, or a setting is out of range.
     """
@@ -46,7 +49,7 @@ class Engine:
         self._embedding = model.get_input_embeddings()
         self.vocab_size: int = self._embedding.num_embeddings
         self.hidden_size: int = self._embedding.embedding_dim
-        self._fingerprint, self._pad_id = fingerprint, pad_id
+        self.fingerprint, self._pad_id = fingerprint, pad_id
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,10 +89,10 @@ class Engine:
         """
         if isinstance(self.body, DecoderOnly):
             memory = self.ready(rows, memory)
-            return self.body.read(self.layout(rows, memory), memory, self._fingerprint)
+            return self.body.read(self.layout(rows, memory), memory, self.fingerprint)
         if memory is not None:
             raise ShapeError("an encoder reads in both directions and cannot go on from a memory; read the whole rows")
-        return self.body.read(self.layout(rows), self._fingerprint)
+        return self.body.read(self.layout(rows), self.fingerprint)
 
     def text_states(self, rows: Sequence[Row], memory: Memory | None) -> list[Tensor]:
         """Final hidden states [n, H] of each row's text tokens (of the encoder, for an encoder-decoder)."""
@@ -140,7 +143,7 @@ class Engine:
         Args:
             extra: tokens of each row that come on top: of its answer, or to be generated.
         """
-        check_memory(rows, memory, self._fingerprint, self.dtype)
+        check_memory(rows, memory, self.fingerprint, self.dtype)
         if memory is None or not self.limits.encodes:
             check_rows(rows, hidden_size=self.hidden_size, vocab_size=self.vocab_size)
         before = [0] * len(rows) if memory is None else memory.lengths.tolist()
@@ -150,7 +153,7 @@ class Engine:
 
     def ready(self, rows: Sequence[Row], memory: Memory | None) -> Memory | None:
         """The memory, checked and on the LM's device."""
-        check_memory(rows, memory, self._fingerprint, self.dtype)
+        check_memory(rows, memory, self.fingerprint, self.dtype)
         return memory if memory is None or memory.mask.device == self.device else memory.to(self.device)
 
     def _encoded(self, body: EncoderDecoder, rows: Sequence[Row], memory: Memory | None) -> tuple[Tensor, Tensor]:

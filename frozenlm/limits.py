@@ -94,19 +94,25 @@ class Limits:
             )
 
 
+def shortened(fingerprint: str) -> str:
+    """For messages: its beginning, and what is attached (`FrozenLM.changed`)."""
+    name, plus, attached = fingerprint.partition("+")
+    return f"{name[:16]}...{plus}{attached}"
+
+
 def check_memory(rows: Sequence[Row], memory: Memory | None, fingerprint: str, dtype: Any) -> None:
     """The memory belongs to these rows and this LM.
 
     Raises:
         ShapeError: another number of rows, or another dtype.
-        CheckpointError: read by another LM.
+        CheckpointError: read by another LM, or with something else attached.
     """
     if memory is None:
         return
     if memory.lm_fingerprint != fingerprint:
         raise CheckpointError(
-            f"the memory was read by another LM ({memory.lm_fingerprint[:16]}..., this one is {fingerprint[:16]}...); "
-            "read the rows again with this LM"
+            f"the memory was read by another LM, or with something else attached ({shortened(memory.lm_fingerprint)}, "
+            f"this one is {shortened(fingerprint)}); read the rows again with this LM as it is now"
         )
     if len(memory) != len(rows):
         raise ShapeError(

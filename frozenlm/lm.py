@@ -6,7 +6,8 @@ module that holds a FrozenLM does not get the LM's weights into its own `paramet
 Shapes: `docs/notation.md`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -153,6 +154,21 @@ class FrozenLM:
     def engine(self) -> Engine:
         """What runs the LM, for modules that run it in a way of their own (a second pass, for instance)."""
         return self._engine
+
+    @contextmanager
+    def changed(self, name: str) -> Iterator[None]:
+        """For the while, the LM runs with something attached (`deltas/attach.py`): memories go by this name, so that
+        what was read with it and what was read without are never mixed."""
+        before, self._engine.fingerprint = self._engine.fingerprint, name
+        try:
+            yield
+        finally:
+            self._engine.fingerprint = before
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether something is attached right now."""
+        return self._engine.fingerprint != self.fingerprint
 
     def verify(self) -> Verification:
         """Compare every weight and buffer with what it was at load, bit by bit."""

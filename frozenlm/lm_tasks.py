@@ -104,8 +104,8 @@ def _answer_logprobs(
 
 
 def reads_context_once(lm: "FrozenLM", prompt: PromptModule) -> bool:
-    """Whether the LM's reading of a context stays the same while the prompt is trained."""
-    return prompt.position == "suffix" and lm.kind == "decoder"
+    """Whether the LM's reading of a context stays the same while the prompt, and nothing else, is trained."""
+    return prompt.position == "suffix" and lm.kind == "decoder" and not lm.is_changed
 
 
 @torch.no_grad()
