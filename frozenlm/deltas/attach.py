@@ -80,6 +80,17 @@ def attach(host: Host, *deltas: Delta) -> Iterator[None]:
 
 
 @contextmanager
+def using(host: Host, module: Any) -> Iterator[Any]:
+    """Whatever was trained, in its place: a delta is attached for the while and None is given, anything else, such as
+    a prompt method or None, is given as it is."""
+    if not isinstance(module, Delta):
+        yield module
+        return
+    with attach(host, module):
+        yield None
+
+
+@contextmanager
 def replaced(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Let tensors stand where the model's parameters of these names stand, wherever those are tied to.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from frozenlm.context_cache import ContextCache
+from frozenlm.deltas.attach import Delta, using
 from frozenlm.lm import BATCH_TOKENS, FrozenLM
 from frozenlm.prompts.interface import PromptInput, PromptModule, placed
 from frozenlm.ranking import Normalize, rank_choices
@@ -29,11 +30,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Asker:
-    """The LM, a prompt method, and how they are asked.
+    """The LM, what was trained around it, and how they are asked.
 
     Args:
         lm: the frozen LM.
-        module: None asks the LM as it is.
+        module: a prompt method or a delta; None asks the LM as it is.
         normalize: of choices, see `rank_choices`.
         max_new_tokens: of a free-text answer.
         stop: strings that end a free-text answer.
@@ -43,7 +44,7 @@ class Asker:
     """
 
     lm: FrozenLM
-    module: PromptModule | None
+    module: PromptModule | Delta | None
     normalize: Normalize = "none"
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
@@ -68,9 +69,10 @@ class Asker:
                 )
         found: dict[int, Record] = {}
         try:
-            with in_eval_mode(self.module), torch.no_grad():
-                found |= zip(ranked, self._chosen([rows[i] for i in ranked], [encoded[i] for i in ranked]), strict=True)
-                found |= zip(written, self._written([encoded[i] for i in written]), strict=True)
+            with in_eval_mode(self.module), torch.no_grad(), using(self.lm, self.module) as prompt:
+                chosen = self._chosen(prompt, [rows[i] for i in ranked], [encoded[i] for i in ranked])
+                found |= zip(ranked, chosen, strict=True)
+                found |= zip(written, self._written(prompt, [encoded[i] for i in written]), strict=True)
         except ShapeError as error:
             raise ShapeError(f"among the rows {rows[0].id!r} to {rows[-1].id!r}: {error}") from error
         return [
@@ -78,7 +80,7 @@ class Asker:
             for i, (name, row) in enumerate(zip(task_names, rows, strict=True))
         ]
 
-    def _chosen(self, rows: Sequence[TaskRow], encoded: Sequence[Encoded]) -> list[Record]:
+    def _chosen(self, prompt: PromptModule | None, rows: Sequence[TaskRow], encoded: Sequence[Encoded]) -> list[Record]:
         gold = [gold_of(row) for row in rows]
         contexts, candidates, sources = (
             [one[0] for one in encoded],
@@ -89,11 +91,11 @@ class Asker:
             self.lm,
             contexts,
             candidates,
-            self.module,
+            prompt,
             sources,
             normalize=self.normalize,
             batch_tokens=self.batch_tokens,
-            memory_cache=self.memory_cache,
+            memory_cache=None if self.lm.is_changed else self.memory_cache,
         )
         records = []
         for row, right, own in zip(rows, gold, scores, strict=True):
@@ -102,13 +104,13 @@ class Asker:
             records.append({**choice, "choices": list(row.choices), "scores": own})
         return records
 
-    def _written(self, encoded: Sequence[Encoded]) -> list[Record]:
+    def _written(self, prompt: PromptModule | None, encoded: Sequence[Encoded]) -> list[Record]:
         if not encoded:
             return []
         rows: list[Row] = [[Tokens.of(context)] for context, _, _ in encoded]
-        if self.module is not None:
-            segments = self.module.segments([source for _, _, source in encoded])
-            rows = [placed(*pair, self.module.position) for pair in zip(segments, rows, strict=True)]
+        if prompt is not None:
+            segments = prompt.segments([source for _, _, source in encoded])
+            rows = [placed(*pair, prompt.position) for pair in zip(segments, rows, strict=True)]
         generations = self.lm.generate(
             rows, max_new_tokens=self.max_new_tokens, stop=self.stop, batch_tokens=self.batch_tokens
         )

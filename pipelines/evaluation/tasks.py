@@ -1,4 +1,4 @@
-"""Measuring one prompt method, or the bare LM, on many tasks: into a folder that survives being killed, or in memory.
+"""Measuring what was trained, or the bare LM, on many tasks: into a folder that survives being killed, or in memory.
 
 The folder is that of every evaluation (`outputs.py`), without passages: `predictions.jsonl` has one record a row, and
 `metrics.json` each task's score beside its majority baseline, the mean over tasks, intervals, and what made them.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from frozenlm.context_cache import ContextCache
+from frozenlm.deltas.attach import Delta
 from frozenlm.fingerprint import digest_tensors, fingerprint
 from frozenlm.lm import BATCH_TOKENS, FrozenLM
 from frozenlm.prompts.interface import PromptModule
@@ -49,7 +50,7 @@ Tasks = Mapping[str, Sequence[TaskRow]]
 
 def evaluate_tasks(
     lm: FrozenLM,
-    module: PromptModule | None,
+    module: PromptModule | Delta | None,
     tasks: Tasks,
     out: Path | str,
     *,
@@ -74,7 +75,7 @@ def evaluate_tasks(
 
     Args:
         lm: the frozen LM.
-        module: a prompt method; None measures the LM as it is.
+        module: a prompt method or a delta; None measures the LM as it is.
         tasks: name -> rows. Ids must be unique over all tasks.
         out: result folder: metrics.json, predictions.jsonl.
         encode_row: TaskRow -> (context ids, ids of each candidate, what a prompt is written from).
@@ -145,7 +146,7 @@ def evaluate_tasks(
 
 def dev_scores(
     lm: FrozenLM,
-    module: PromptModule | None,
+    module: PromptModule | Delta | None,
     tasks: Tasks,
     *,
     encode_row: EncodeRow,
@@ -239,14 +240,13 @@ def _identity(
     }
 
 
-def _module_identity(module: PromptModule | None) -> dict[str, Any] | None:
+def _module_identity(module: PromptModule | Delta | None) -> dict[str, Any] | None:
     if module is None:
         return None
     encoder = getattr(module, "encoder", None)
     return {
         "class": type(module).__name__,
-        "position": module.position,
-        "length": module.length,
+        **({} if isinstance(module, Delta) else {"position": module.position, "length": module.length}),
         "sha256": fingerprint(digest_tensors(module)) if isinstance(module, torch.nn.Module) else None,
         "encoder_fingerprint": getattr(encoder, "fingerprint", None),
     }

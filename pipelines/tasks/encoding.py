@@ -11,6 +11,7 @@ from frozenlm.prompts.interface import PromptInput
 from pipelines.errors import ConfigError
 
 if TYPE_CHECKING:
+    from frozenlm.deltas.attach import Delta
     from frozenlm.lm import FrozenLM
     from frozenlm.prompts.interface import PromptModule
     from pipelines.tasks.task import TaskRow
@@ -113,7 +114,7 @@ def source_of(row: TaskRow) -> PromptInput:
     return PromptInput(text=row.text, task=row.task)
 
 
-def too_long(module: PromptModule | None, inputs: Sequence[PromptInput]) -> list[bool]:
+def too_long(module: PromptModule | Delta | None, inputs: Sequence[PromptInput]) -> list[bool]:
     """Which inputs the module's frozen encoder cannot read whole; none where it has no encoder."""
     ask: Callable[[Sequence[PromptInput]], list[bool]] | None = getattr(module, "too_long", None)
     return [False] * len(inputs) if ask is None else ask(inputs)
