@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
 from pipelines.build import Log, module_folder
+from pipelines.build_deltas import new_delta, trained_delta
 from pipelines.config_tasks import PromptSource, task_spec
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.tasks.encoding import RowEncoder
@@ -119,7 +120,8 @@ def row_encoder(config: c.Multitask, lm: FrozenLM, *, soft_tokens: int = 0) -> R
     Raises:
         ConfigError: answers are longer than the room kept for them, or inputs have none.
     """
-    block, prompts = config.input, [config.prompt, *config.modules]
+    block = config.input
+    beside = [getattr(one, "length", 0) for one in (config.trained, *config.modules)]
     if config.generation.max_new_tokens > block.answer_tokens:
         raise ConfigError(
             f"generation.max_new_tokens is {config.generation.max_new_tokens}, but input.answer_tokens keeps only "
@@ -131,8 +133,30 @@ def row_encoder(config: c.Multitask, lm: FrozenLM, *, soft_tokens: int = 0) -> R
         keep_end=block.keep_end,
         answer=block.answer,
         answer_tokens=block.answer_tokens,
-        soft_tokens=max(soft_tokens, *(0 if prompt is None else prompt.length for prompt in prompts)),
+        soft_tokens=max(soft_tokens, *beside),
     )
+
+
+def new_module(config: c.Multitask, block: c.Module, lm: FrozenLM, encoder: FrozenEncoder | None) -> Any:
+    """A prompt method or a delta before training.
+
+    Raises:
+        ConfigError, CheckpointError: as `new_prompt` and `build_deltas.new_delta`.
+    """
+    return (
+        new_delta(block, lm, config.seed) if isinstance(block, c.DeltaBlock) else new_prompt(config, block, lm, encoder)
+    )
+
+
+def trained_module(config: c.Multitask, block: c.Module, lm: FrozenLM, encoder: FrozenEncoder | None) -> Any:
+    """A prompt method or a delta from the workspace, in eval mode.
+
+    Raises:
+        CheckpointError: not trained yet, damaged, of another LM or encoder, or not what the config asks for.
+    """
+    if isinstance(block, c.DeltaBlock):
+        return trained_delta(module_folder(config, block.name), block, lm)
+    return trained_prompt(config, block, lm, encoder)
 
 
 def new_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: FrozenEncoder | None) -> PromptModule:

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.config_deltas import Delta, DeltaBlock
 from pipelines.config_reading import (
     LM,
     Evaluation,
@@ -229,15 +230,19 @@ class NeuralRecursion(Recursion):
     training: NeuralTraining | None = None
 
 
+Module = Annotated[Prompt | Delta, Discriminator("kind")]
+
+
 class Multitask(Job):
-    """`kind: multitask`: one frozen LM for a mixture of tasks. `prompt` is what this config trains and, unless a route
-    or the caller says otherwise, what serves; `modules` are further trained prompts that it serves."""
+    """`kind: multitask`: one frozen LM for a mixture of tasks. `prompt` or `delta` is what this config trains and,
+    unless a route or the caller says otherwise, what serves; `modules` are further trained ones that it serves."""
 
     kind: Literal["multitask"]
     lm: LM
     encoder: FrozenEncoder | None = None
     prompt: Prompt | None = None
-    modules: list[Prompt] = []
+    delta: Delta | None = None
+    modules: list[Module] = []
     routes: list[Route] = []
     tasks: list[TaskBlock] = []
     mixture: Mixture = Mixture()
@@ -249,9 +254,19 @@ class Multitask(Job):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        prompts = [*([self.prompt] if self.prompt is not None else []), *self.modules]
-        check_multitask(prompts, self.encoder, self.routes, self.tasks)
+        if self.prompt is not None and self.delta is not None:
+            raise ValueError("a config trains a prompt or a delta; move one of them to another config")
+        check_multitask([*self._own, *self.modules], self.encoder, self.routes, self.tasks)
         return self
+
+    @property
+    def _own(self) -> list[Any]:
+        return [block for block in (self.prompt, self.delta) if block is not None]
+
+    @property
+    def trained(self) -> Any:
+        """The block of what this config trains; None for the LM as it is."""
+        return next(iter(self._own), None)
 
 
 READS = (FrozenReader, ClosedBook, TextualRecursion, NeuralRecursion)
@@ -291,6 +306,8 @@ __all__ = [
     "CrossEncoder",
     "Custom",
     "DType",
+    "Delta",
+    "DeltaBlock",
     "Dense",
     "Device",
     "Encoder",
@@ -315,6 +332,7 @@ __all__ = [
     "Loop",
     "Mixture",
     "ModelName",
+    "Module",
     "Multitask",
     "Name",
     "NeuralRecursion",

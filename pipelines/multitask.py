@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from frozenlm.deltas.attach import Delta, using
 from frozenlm.fingerprint import digest_tensors, fingerprint
 from frozenlm.mixed import PromptMemories, mixed_rows
 from frozenlm.prompts.interface import PromptInput, PromptModule
@@ -25,10 +26,12 @@ from pipelines.tasks.encoding import RowEncoder, too_long
 from retrievers.files import sha256_file
 
 if TYPE_CHECKING:
+    from frozenlm.decoding import Generation
     from frozenlm.encoder import FrozenEncoder
     from frozenlm.lm import FrozenLM
     from retrievers.types import Hit
 
+_Asked = tuple[Sequence[int], PromptModule | Delta | None, PromptInput]
 GIVEN = "(given)"  # name of a prompt that was handed in where the config has none; no config can hold this name
 
 
@@ -36,9 +39,10 @@ class MultitaskPipeline:
     """A pipeline of kind `multitask`. Make it with `Pipeline.from_config`.
 
     Which module answers an input: the one that the caller names, else the first route whose words the input begins
-    with, else the config's own `prompt`. Rows with different modules share one call of the LM, and each answer is what
-    it would be alone, up to floating point. Soft prompts in front of the text are read once. An input that is too long
-    is cut as in training (`pipelines/tasks/encoding.py`), and its answer says so.
+    with, else the config's own `prompt` or `delta`. Rows with different prompts share one call of the LM, and each
+    answer is what it would be alone, up to floating point; rows of a delta have a call of their own. Soft prompts in
+    front of the text are read once. An input that is too long is cut as in training (`pipelines/tasks/encoding.py`),
+    and its answer says so.
 
     Raises:
         ConfigError: a component that this kind has no use for, or a prompt that is no prompt method.
@@ -47,8 +51,8 @@ class MultitaskPipeline:
     def __init__(self, config: Multitask, parts: Components) -> None:
         _check_given(parts.given)
         self.config, self.parts = config, parts
-        self.blocks = {block.name: block for block in [config.prompt, *config.modules] if block is not None}
-        self._modules: dict[str, PromptModule] = {}
+        self.blocks = {block.name: block for block in [config.trained, *config.modules] if block is not None}
+        self._modules: dict[str, PromptModule | Delta] = {}
         self._hashes: dict[str, str | None] = {}
         self._encoder: FrozenEncoder | None = None
         self._memories: PromptMemories | None = None
@@ -79,12 +83,13 @@ class MultitaskPipeline:
         """Name of the config's own prompt, or of the one that was handed in; None where the LM answers as it is."""
         if self.parts.given.get("prompt", self) is None:
             return None
-        if self.config.prompt is None:
+        if self.config.trained is None:
             return GIVEN if "prompt" in self.parts.given else None
-        return self.config.prompt.name
+        name: str = self.config.trained.name
+        return name
 
-    def module(self, name: str) -> PromptModule:
-        """A trained prompt method by name.
+    def module(self, name: str) -> PromptModule | Delta:
+        """A trained prompt method or delta by name.
 
         Raises:
             ConfigError: no such name in the config.
@@ -96,7 +101,7 @@ class MultitaskPipeline:
         if name not in self.blocks:
             raise ConfigError(f"no module {name!r} in this config; it has {sorted(self.blocks)}")
         if name not in self._modules:
-            module: Any = build_tasks.trained_prompt(self.config, self.blocks[name], self.lm, self.encoder)
+            module: Any = build_tasks.trained_module(self.config, self.blocks[name], self.lm, self.encoder)
             self._modules[name] = module.eval()
             self._hashes[name] = self._card_hash(name)
         return self._modules[name]
@@ -140,21 +145,14 @@ class MultitaskPipeline:
         if len(of_tasks) != len(questions):
             raise ConfigError(f"tasks has {len(of_tasks)} names for {len(questions)} inputs; give one each")
         start = time.perf_counter()
-        if self._memories is None:
-            self._memories = PromptMemories(self.lm)
         contexts, cut_for_lm = zip(*[self.coder.fitted(text) for text in questions], strict=True)
         chosen = [None if name is None else self.module(name) for name in names]
         inputs = [PromptInput(text, task) for text, task in zip(questions, of_tasks, strict=True)]
-        with in_eval_mode(self.parts.given.get("prompt")), torch.no_grad():
-            rows, memory = mixed_rows(contexts, chosen, inputs, self._memories)
         cut_for_encoder = [too_long(module, [one])[0] for module, one in zip(chosen, inputs, strict=True)]
-        prompted = time.perf_counter()
-        block = self.config.generation
-        generations = self.lm.generate(
-            rows, memory=memory, seed=self.config.seed, stop=tuple(block.stop), **block.model_dump(exclude={"stop"})
-        )
-        done = time.perf_counter()
-        timings = {"prompt": (prompted - start) / len(questions), "read": (done - prompted) / len(questions)}
+        asked = list(zip(contexts, chosen, inputs, strict=True))
+        generations, seconds = self._generated(asked)
+        timings = {"prompt": seconds / len(questions)}
+        timings["read"] = (time.perf_counter() - start - seconds) / len(questions)
         return [
             Answer(
                 question=question,
@@ -169,6 +167,29 @@ class MultitaskPipeline:
                 questions, names, generations, cut_for_lm, cut_for_encoder, strict=True
             )
         ]
+
+    def _generated(self, asked: Sequence[_Asked]) -> tuple[list[Generation], float]:
+        """What the LM writes after each input, and the seconds that the prompts took. Rows with prompts, and rows with
+        nothing, are one call of the LM; each delta changes what the LM computes and so has a call of its own."""
+        memories = self._memories = self._memories or PromptMemories(self.lm)
+        block = self.config.generation
+        settings = block.model_dump(exclude={"stop"}) | {"stop": tuple(block.stop), "seed": self.config.seed}
+        calls: dict[int | None, list[int]] = {}
+        for place, (_, module, _) in enumerate(asked):
+            calls.setdefault(id(module) if isinstance(module, Delta) else None, []).append(place)
+        found: dict[int, Generation] = {}
+        seconds = 0.0
+        for places in calls.values():
+            contexts, modules, inputs = zip(*[asked[place] for place in places], strict=True)
+            delta = modules[0] if isinstance(modules[0], Delta) else None
+            began = time.perf_counter()
+            with in_eval_mode(self.parts.given.get("prompt")), torch.no_grad(), using(self.lm, delta):
+                prompts = [None] * len(places) if delta is not None else modules
+                rows, memory = mixed_rows(contexts, prompts, inputs, memories)
+                seconds += time.perf_counter() - began
+                made = self.lm.generate(rows, memory=memory, row_numbers=places, **settings)
+            found |= zip(places, made, strict=True)
+        return [found[place] for place in range(len(asked))], seconds
 
     def provenance(self) -> dict[str, Any]:
         """What an answer came from: hashes of LM, encoder and modules."""

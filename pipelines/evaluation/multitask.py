@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipelines.tasks.task import TaskRow
 
 Log = Callable[[str], None]
-_MEASURED = ("tasks", "input", "generation", "surface", "prompt", "lm", "encoder")
+_MEASURED = ("tasks", "input", "generation", "surface", "prompt", "delta", "lm", "encoder")
 
 
 def evaluate_multitask(
@@ -30,7 +30,7 @@ def evaluate_multitask(
     log: Log = lambda _: None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure the config's own prompt, or the LM as it is where there is none, on every task of the config.
+    """Measure the config's own prompt or delta, or the LM as it is where there is none, on every task of the config.
 
     Args:
         limit: rows a task at most; None takes the config's.
@@ -102,7 +102,7 @@ def export_prompts(
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; expected one of {', '.join(SPLITS)}")
     sources = [source_of(row) for rows in _rows(pipeline, split, limit, log).values() for row in rows]
-    module = pipeline.module(prompt.name)
+    module: Any = pipeline.module(prompt.name)
     found = written_prompts(module, sources)
     found.save(out, pipeline.provenance() | {"split": split})
     draw_prompts(found, Path(out) / PICTURE, title=f"{prompt.kind}: {len(sources)} inputs of {split}")

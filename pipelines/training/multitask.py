@@ -1,4 +1,4 @@
-"""Trains one prompt method on a mixture of tasks; arXiv 2204.10019, section 2, trains ID-PT on P3's mixture.
+"""Trains one prompt method or delta on a mixture of tasks; arXiv 2204.10019, section 2, trains ID-PT on P3's mixture.
 
 The rows of a run are drawn beforehand, all of them, so that a resumed run sees the same ones. Our choice: the best step
 is the one with the highest mean over the tasks' dev scores.
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from frozenlm.context_cache import ContextCache
+from frozenlm.deltas.attach import using
 from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.training import fit
 from pipelines import build_tasks
@@ -29,14 +30,14 @@ from pipelines.training.settings import loop_settings
 
 
 def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
-    """Train the config's prompt on its tasks and save it into the workspace.
+    """Train the config's prompt or delta on its tasks and save it into the workspace.
 
     Raises:
-        ConfigError: no prompt, no task to train on, or a task that is empty or damaged.
+        ConfigError: nothing to train, no task to train on, or a task that is empty or damaged.
     """
-    block, training = config.prompt, config.training
+    block, training = config.trained, config.training
     if block is None or training is None:
-        raise ConfigError("training on tasks needs both a prompt and a training block")
+        raise ConfigError("training on tasks needs a prompt or a delta, and a training block")
     train = build_tasks.tasks(config, "train", seen=True, log=log)
     dev = {
         task.name: task.rows["dev"][: training.dev_limit]
@@ -56,7 +57,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     coder = build_tasks.row_encoder(config, lm)
     known = _encoded(coder, drawn)
     examples = [known[row.id] for row in drawn]
-    module: Any = build_tasks.new_prompt(config, block, lm, encoder)
+    module: Any = build_tasks.new_module(config, block, lm, encoder)
     cut = {
         "inputs_cut": coder.counts.inputs_cut,
         "answers_cut": coder.counts.answers_cut,
@@ -70,7 +71,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     log(f"{block.kind}: {trained:,} trained parameters")
 
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
-        return prompt_loss(lm, module, batch, unit=training.loss_unit)
+        with using(lm, module) as prompt:
+            return prompt_loss(lm, prompt, batch, unit=training.loss_unit)
 
     read = ContextCache(lm) if lm.kind == "decoder" else None  # dev contexts, for suffix prompts
 
@@ -115,7 +117,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     if encoder is not None:
         encoder.assert_unchanged()
     module.save(folder, lm)
-    log(f"prompt saved: {folder}")
+    log(f"saved: {folder}")
     return {
         "module": str(folder),
         "trained_parameters": trained,
