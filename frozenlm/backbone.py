@@ -61,20 +61,11 @@ class DecoderOnly:
 
     def read(self, batch: Assembled, memory: Memory | None, lm_fingerprint: str) -> Memory:
         """What the batch leaves behind, after the memory it goes on from."""
-        _, cache, mask = self._run(batch, memory, keep=True)
-        layers = cache.layers
-        if any(not isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
-            raise ConfigError(
-                f"{type(self._body).__name__} has layers without keys and values; it cannot make a memory"
-            )
-        lengths = batch.lengths if memory is None else memory.lengths + batch.lengths
-        return Memory(
-            tuple(layer.keys for layer in layers),
-            tuple(layer.values for layer in layers),
-            mask,
-            lengths,
-            lm_fingerprint,
-        )
+        return self.start(batch, memory)[1].memory(lm_fingerprint)
+
+    def resume(self, memory: Memory) -> "DecoderState":
+        """The state to decode on from where a memory ends; the memory stays as it is."""
+        return DecoderState(self, memory.to_cache(), memory.mask, memory.lengths)
 
     def _run(self, batch: Assembled, memory: Memory | None, *, keep: bool) -> tuple[Tensor, Any, Tensor]:
         mask = batch.mask if memory is None else torch.cat([memory.mask, batch.mask], dim=1)
@@ -128,6 +119,18 @@ class DecoderState:
     def select(self, index: Tensor) -> None:
         self._cache.batch_select_indices(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
+
+    def memory(self, lm_fingerprint: str) -> Memory:
+        """What has been read so far. The tensors are shared: a further token makes new ones.
+
+        Raises:
+            ConfigError: a layer that keeps something else than keys and values.
+        """
+        layers: Any = self._cache.layers
+        if any(not isinstance(getattr(layer, "keys", None), Tensor) for layer in layers):
+            raise ConfigError("this LM has layers without keys and values; it cannot make a memory")
+        keys, values = (tuple(getattr(layer, part) for layer in layers) for part in ("keys", "values"))
+        return Memory(keys, values, self._mask, self._positions, lm_fingerprint)
 
 
 class EncoderDecoder:

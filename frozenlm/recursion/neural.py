@@ -184,10 +184,26 @@ class RecursiveLM:
         self, rows: Sequence[Row], sources: Sequence[PromptInput], max_new: int
     ) -> tuple[Tensor, "RecursiveState"]:
         """The hidden states [B, H'] that predict each row's first new token, and the state to decode on from."""
+        return self.go_on(rows, sources, max_new, *self.lm.engine.begin(rows, None, max_new))
+
+    def go_on(
+        self,
+        rows: Sequence[Row],
+        sources: Sequence[PromptInput],
+        max_new: int,
+        hidden: Tensor,
+        first: Assembled,
+        state: DecoderState,
+    ) -> tuple[Tensor, "RecursiveState"]:
+        """All passes behind the first, before B answers of at most `max_new` tokens are decoded.
+
+        hidden, first, state: what `Engine.begin` gives for the rows: pass 1
+
+        Returns the hidden states [B, H'] that predict each row's first new token, and the state to decode on from.
+        """
         engine, contexts = self.lm.engine, [row_length(row) for row in rows]
         segments = self._segments(rows, sources)
-        hidden, first, lm_state = engine.begin(rows, None, max_new)
-        lm_states, batch = [lm_state], first
+        lm_states, batch = [state], first
         connector_states: list[ConnectorState] = []
         for turn in range(self.passes - 1):
             vectors, connector_state = self.connector.start(first.embeds, hidden, first.mask, turn=turn)
