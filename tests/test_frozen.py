@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from frozenlm.checkpoint import load_module
+from frozenlm.deltas.adapter import Adapter, find_places
+from frozenlm.deltas.attach import Delta, attach, key
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompts.attempt import Attempt
@@ -60,20 +62,39 @@ def serve_connector(lm: FrozenLM, connector: Connector) -> None:
     model.forward(rows)
 
 
+def delta_loss(lm: FrozenLM, delta: Delta, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    with attach(lm, delta):
+        return prompt_loss(lm, None, examples)
+
+
+def serve_delta(lm: FrozenLM, delta: Delta) -> None:
+    """Measure and use an LM with a delta as the pipelines do."""
+    rows = [[Tokens.of(example.context)] for example in EXAMPLES]
+    with attach(lm, delta):
+        mean_loss(lm, None, EXAMPLES)
+        lm.generate(rows, max_new_tokens=4)
+        lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
+        lm.score(rows, [list(example.answer) for example in EXAMPLES])
+
+
 @dataclass(frozen=True)
 class Method:
-    """How a method is made, trained and used. keys: exactly what its checkpoint holds; kind: what it is saved as.
+    """How a method is made, trained and used. keys: exactly what its checkpoint holds, or that of an LM; kind: what it
+    is saved as.
 
     A method that hosts a frozen encoder shows it as the attribute `encoder`. lms: those it can stand around.
     """
 
     name: str
     kind: str
-    keys: frozenset[str]
+    keys: frozenset[str] | Callable[[FrozenLM], frozenset[str]]
     make: Callable[[FrozenLM], Any]
     loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]] = prompt_loss
     serve: Callable[[FrozenLM, Any], None] = serve_prompt
     lms: tuple[str, ...] = LMS
+
+    def keys_for(self, lm: FrozenLM) -> frozenset[str]:
+        return self.keys(lm) if callable(self.keys) else self.keys
 
 
 ID_PT_KEYS = frozenset(
@@ -100,6 +121,22 @@ CONNECTOR_KEYS = frozenset(
         *(f"blocks.0.{part}.weight" for part in ("query_key_value", "out", "up", "down")),
     )
 )
+
+BOTTLENECK = ("down.weight", "down.bias", "up.weight", "up.bias")
+
+
+def adapter(form: Any) -> Method:
+    return Method(
+        f"adapter_{form}",
+        "adapter",
+        lambda lm: frozenset(
+            f"adapters.{key(place.after)}.{part}" for place in find_places(lm.model, form) for part in BOTTLENECK
+        ),
+        lambda lm: Adapter.create(lm, form=form, width=4, activation="tanh"),
+        delta_loss,
+        serve_delta,
+    )
+
 
 METHODS = (
     Method(
@@ -141,6 +178,7 @@ METHODS = (
         lambda lm: Attempt.create(lm, [SoftPrompt.create(lm, 3, seed=k) for k in (1, 2)], tasks=TASKS, width=8),
     ),
     Method("connector", "connector", CONNECTOR_KEYS, Connector.create, connector_loss, serve_connector, DECODERS),
+    *(adapter(form) for form in ("houlsby", "pfeiffer", "parallel")),
 )
 
 QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
@@ -258,7 +296,7 @@ def test_module_never_reaches_the_lm(tmp_path: Path, method: Method, lm_name: st
     theirs = {tensor.data_ptr() for model in frozen_models(lm, module) for tensor in model.state_dict().values()}
     ours = [*module.parameters(), *module.buffers(), *module.state_dict().values()]
     assert not theirs & {tensor.data_ptr() for tensor in ours}
-    assert set(module.state_dict()) == method.keys
+    assert set(module.state_dict()) == method.keys_for(lm)
     module.train().to(torch.float64).requires_grad_(True)
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
@@ -271,6 +309,6 @@ def test_checkpoint_holds_the_module_and_nothing_else(tmp_path: Path, method: Me
     module = method.make(lm)
     module.save(tmp_path, lm)
     tensors, _ = load_module(tmp_path, kind=method.kind, lm_fingerprint=lm.fingerprint)
-    assert set(tensors) == method.keys
+    assert set(tensors) == method.keys_for(lm)
     own = [*module.parameters(), *module.buffers()]
     assert sum(t.numel() for t in tensors.values()) == sum(t.numel() for t in own)
