@@ -222,6 +222,49 @@ def compare(
         results().print(task_comparison_table(result) if tasks else comparison_table(result))
 
 
+@app.command("compare-methods")
+def compare_methods(
+    config: ConfigArg,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where results, plots and modules go.")] = Path(
+        "runs/method_comparison"
+    ),
+    list_: Annotated[bool, typer.Option("--list", help="Only name the methods, one a line.")] = False,
+    part: Annotated[str, typer.Option("--part", metavar="I/N", help="Every Nth task from the Ith.")] = "0/1",
+    report_only: Annotated[bool, typer.Option("--report", help="Only show what has been run.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Train and measure all methods of a config on all its tasks. Goes on where an interrupted comparison stopped."""
+    loaded = _load(config, set_, None)
+    hush(quiet)
+    from dataclasses import asdict
+
+    from pipelines import show
+    from pipelines.comparison.figures import figures
+    from pipelines.comparison.runs import compare_methods as run
+    from pipelines.comparison.runs import part_of, read_results
+    from pipelines.comparison.show import comparison_table, write_report
+    from pipelines.errors import ConfigError
+
+    if loaded.kind != "method_comparison":
+        raise ConfigError(f"methods are compared by a config of kind method_comparison; {config} is {loaded.kind}")
+    if list_:
+        for method in loaded.methods:
+            results().print(method.block.name, markup=False, highlight=False)
+        return
+    found = read_results(out) if report_only else run(loaded, out, part=part_of(part), log=logger(quiet))
+    if not found:
+        raise ConfigError(f"{out} has no results yet; run the command without --report")
+    for path in write_report(found, out, reference=loaded.reference, title=Path(config).stem):
+        logger(quiet)(f"wrote {path}")
+    if as_json:
+        for one in figures(found, loaded.reference):
+            show.print_json(results(), asdict(one))
+    else:
+        results().print(comparison_table(found, reference=loaded.reference, title=str(out)))
+
+
 @app.command()
 def prompts(
     config: ConfigArg,

@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.config_comparison import ComparedMethod, check_comparison
 from pipelines.config_deltas import Delta, DeltaBlock
 from pipelines.config_reading import (
     LM,
@@ -42,11 +43,13 @@ from pipelines.config_recursion import (
     FirstPassCache,
     LastPassPrompt,
     NeuralTraining,
+    PlainPrompt,
     Pretraining,
     SecondPass,
     TextualTraining,
     When,
     WhenOrRule,
+    check_prompts,
     check_retrieval,
     check_textual,
 )
@@ -213,21 +216,35 @@ class TextualRecursion(Recursion):
         return self
 
     @property
-    def candidate_tokens(self) -> int:
-        """Tokens that the packed passages leave free for the candidates."""
+    def reserved_tokens(self) -> int:
+        """Tokens that packing leaves free beside the prompt: the candidates' among passages."""
         return self.second_pass.reserve if self.retriever is not None else 0
 
 
 class NeuralRecursion(Recursion):
     """`kind: neural_recursion`: the frozen LM, a trained connector, and the same LM again. `prompt` stands in the last
-    pass."""
+    pass, `plain_prompt` in the plain one that answers first with `when` below_confidence; its answer is greedy."""
 
     kind: Literal["neural_recursion"]
     prompt: LastPassPrompt | None = None
     connector: Connector = Connector()
+    when: WhenOrRule = When()
+    plain_prompt: PlainPrompt | None = None
     pretraining: Pretraining | None = None
     first_pass_cache: FirstPassCache = FirstPassCache()
     training: NeuralTraining | None = None
+
+    @model_validator(mode="after")
+    def _prompts_apart(self) -> Self:
+        check_prompts([block.name for block in (self.prompt, self.plain_prompt) if block is not None])
+        return self
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that packing leaves free beside the prompt: what the plain pass's has more, whether it runs or not, so
+        that both rules read the same passages."""
+        lengths = [block.length if block is not None else 0 for block in (self.prompt, self.plain_prompt)]
+        return max(0, lengths[1] - lengths[0])
 
 
 Module = Annotated[Prompt | Delta, Discriminator("kind")]
@@ -269,9 +286,64 @@ class Multitask(Job):
         return next(iter(self._own), None)
 
 
+class MethodComparison(Job):
+    """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds; `reference` names
+    the method that the others are held against. `transfer` also measures what was trained for one task on the
+    others."""
+
+    kind: Literal["method_comparison"]
+    lm: LM
+    encoder: FrozenEncoder | None = None
+    methods: list[ComparedMethod]
+    reference: Name | None = None
+    tasks: list[TaskBlock]
+    seeds: Positive = 3
+    transfer: bool = False
+    input: TaskInput = TaskInput()
+    generation: Generation = Generation()
+    surface: Surface = Surface()
+    training: TaskTraining
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        check_comparison(self.methods, self.tasks)
+        names = [method.block.name for method in self.methods]
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference is {self.reference!r}; the methods here are {names}")
+        for method in self.methods:
+            self.one(method, self.tasks[0], 0, method.learning_rates[0])
+        return self
+
+    def one(self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float) -> Multitask:
+        """The config of a single training: one method, one task."""
+        steps = method.steps or self.training.steps
+        training = self.training.model_copy(update={"learning_rate": learning_rate, "steps": steps})
+        name = f"{method.block.name}-{task.name}-{learning_rate:g}-{seed}"
+        block = method.block.model_copy(update={"name": name})
+        shared = {key: getattr(self, key) for key in ("lm", "encoder", "input", "generation", "surface", "evaluation")}
+        return Multitask(
+            kind="multitask",
+            seed=self.seed + seed,
+            workspace=self.workspace,
+            prompt=block if method.prompt is not None else None,
+            delta=block if method.delta is not None else None,
+            tasks=[task],
+            training=training,
+            **shared,
+        )
+
+
 READS = (FrozenReader, ClosedBook, TextualRecursion, NeuralRecursion)
 Config = Annotated[
-    Retrieval | RerankerJob | FrozenReader | ClosedBook | TextualRecursion | NeuralRecursion | Multitask,
+    Retrieval
+    | RerankerJob
+    | FrozenReader
+    | ClosedBook
+    | TextualRecursion
+    | NeuralRecursion
+    | Multitask
+    | MethodComparison,
     Discriminator("kind"),
 ]
 CONFIG: TypeAdapter[Any] = TypeAdapter(Config)
@@ -299,6 +371,7 @@ __all__ = [
     "CONFIG",
     "Candidates",
     "ClosedBook",
+    "ComparedMethod",
     "Config",
     "Connector",
     "Corpus",
@@ -330,6 +403,7 @@ __all__ = [
     "LastPassPrompt",
     "LocalPath",
     "Loop",
+    "MethodComparison",
     "Mixture",
     "ModelName",
     "Module",
@@ -340,6 +414,7 @@ __all__ = [
     "OnePrompt",
     "Packing",
     "Params",
+    "PlainPrompt",
     "Positive",
     "Precomputed",
     "Pretraining",

@@ -16,6 +16,7 @@ import torch
 from frozenlm.context_cache import ContextCache
 from frozenlm.deltas.attach import using
 from frozenlm.lm_tasks import Example, prompt_loss
+from frozenlm.saved_bytes import saved_bytes
 from frozenlm.training import fit
 from pipelines import build_tasks
 from pipelines import config as c
@@ -70,9 +71,13 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log(f"{block.kind}: {trained:,} trained parameters")
 
+    kept: list[int] = []
+
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
-        with using(lm, module) as prompt:
-            return prompt_loss(lm, prompt, batch, unit=training.loss_unit)
+        with saved_bytes(lm.model) as saved, using(lm, module) as prompt:
+            value = prompt_loss(lm, prompt, batch, unit=training.loss_unit)
+        kept.append(saved.total)
+        return value
 
     read = ContextCache(lm) if lm.kind == "decoder" else None  # dev contexts, for suffix prompts
 
@@ -129,7 +134,9 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "best_score": result.best_score,
         "seconds": result.seconds,
         "seconds_per_step": result.seconds / max(1, result.steps),
+        "saved_bytes": max(kept, default=None),
         "already_trained": result.already_trained,
+        "history": result.history,
         "lm_weights_changed": result.verification.changed if result.verification is not None else None,
         "encoder_weights_changed": encoder.verify().changed if encoder is not None else None,
     }

@@ -1,0 +1,1 @@
+"""All methods on all tasks, beside full fine-tuning: runs, figures, plots and a page."""

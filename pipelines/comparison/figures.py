@@ -1,0 +1,105 @@
+"""From the results of a comparison to its figures: means over seeds and tasks, and each method beside the reference.
+
+The mean of a method weighs every task alike; its spread is the standard deviation over seeds of that mean. The share of
+the reference is the ratio of the means, the figure of the Delta Tuning survey (arXiv 2203.06904, table 7).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.comparison.runs import ZERO_SHOT, Result
+
+
+@dataclass(frozen=True)
+class MethodFigures:
+    """One method over all its runs.
+
+    tasks: task -> scores, a seed each
+    mean: of the tasks' means; None unless every task has been run
+    spread: standard deviation over seeds of the mean over tasks; None with one seed, or where tasks lack seeds
+    of_reference: mean / mean of the reference
+    trained_parameters: most over the tasks, where heads differ in size
+    share: of the LM's parameters
+    seconds_per_step: median
+    saved_bytes: what a step keeps for its backward pass, most
+    """
+
+    method: str
+    kind: str
+    tasks: dict[str, list[float]]
+    mean: float | None
+    spread: float | None
+    of_reference: float | None
+    trained_parameters: int
+    share: float
+    seconds_per_step: float | None
+    saved_bytes: int | None
+    learning_rates: dict[str, float]
+
+
+def figures(results: Sequence[Result], reference: str | None = None) -> list[MethodFigures]:
+    """One entry a method, in the order in which they were first run; zero-shot first."""
+    methods = dict.fromkeys([ZERO_SHOT, *(result["method"] for result in results)])
+    tasks = list(dict.fromkeys(result["task"] for result in results))
+    of = {method: [result for result in results if result["method"] == method] for method in methods}
+    standard = _mean(of.get(reference or "", []), tasks)
+    return [_method(own, tasks, standard) for own in of.values() if own]
+
+
+def _method(results: Sequence[Result], tasks: Sequence[str], standard: float | None) -> MethodFigures:
+    mean = _mean(results, tasks)
+    steps = [result["seconds_per_step"] for result in results if result.get("seconds_per_step")]
+    kept = [result["saved_bytes"] for result in results if result.get("saved_bytes")]
+    trained = max(result["trained_parameters"] for result in results)
+    return MethodFigures(
+        method=results[0]["method"],
+        kind=results[0]["kind"],
+        tasks={task: [r["score"] for r in results if r["task"] == task] for task in tasks},
+        mean=mean,
+        spread=_spread(results, tasks),
+        of_reference=mean / standard if mean is not None and standard else None,
+        trained_parameters=trained,
+        share=trained / results[0]["lm_parameters"],
+        seconds_per_step=statistics.median(steps) if steps else None,
+        saved_bytes=max(kept, default=None),
+        learning_rates={r["task"]: r["learning_rate"] for r in results if "learning_rate" in r},
+    )
+
+
+def _mean(results: Sequence[Result], tasks: Sequence[str]) -> float | None:
+    scores = [[r["score"] for r in results if r["task"] == task] for task in tasks]
+    return statistics.mean(statistics.mean(own) for own in scores) if scores and all(scores) else None
+
+
+def _spread(results: Sequence[Result], tasks: Sequence[str]) -> float | None:
+    by_seed: dict[int, dict[str, float]] = {}
+    for result in results:
+        by_seed.setdefault(result["seed"], {})[result["task"]] = result["score"]
+    means = [statistics.mean(own.values()) for own in by_seed.values() if len(own) == len(tasks)]
+    return statistics.stdev(means) if len(means) > 1 else None
+
+
+def transfer(results: Sequence[Result], method: str) -> dict[str, dict[str, float]]:
+    """Trained for -> measured on -> score, the mean over seeds; the diagonal is the task's own score."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for result in results:
+        if result["method"] == method:
+            row: Mapping[str, Any] = {**result.get("transfer", {}), result["task"]: result["score"]}
+            for task, score in row.items():
+                found.setdefault(result["task"], {}).setdefault(task, []).append(score)
+    return {source: {task: statistics.mean(own) for task, own in row.items()} for source, row in found.items()}
+
+
+def curves(results: Sequence[Result], method: str) -> dict[int, float]:
+    """Step -> dev score, the mean over the tasks and seeds that were evaluated at that step."""
+    at: dict[int, list[float]] = {}
+    for result in results:
+        if result["method"] == method:
+            for entry in result.get("history", []):
+                if "score" in entry:
+                    at.setdefault(int(entry["step"]), []).append(entry["score"])
+    return {step: statistics.mean(scores) for step, scores in sorted(at.items())}

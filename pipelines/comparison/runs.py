@@ -1,0 +1,190 @@
+"""Trains and measures every method on every task with every seed, one line of results a run.
+
+The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). Learning rates are chosen on the dev split with
+the first seed, a method and a task at a time, and kept for the other seeds (our choice). A run that has its line is not
+run again, and one that was interrupted goes on where it stopped, so the whole can be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.build import Log
+from pipelines.config import ComparedMethod, MethodComparison, TaskBlock
+from pipelines.errors import ConfigError
+from retrievers.files import sha256_json
+
+ZERO_SHOT = "zero_shot"
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of one method on one task."""
+
+    method: ComparedMethod
+    task: TaskBlock
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What its results go by."""
+        return f"{self.method.block.name}/{self.task.name}/{self.seed}"
+
+
+def runs(config: MethodComparison) -> Iterator[Run]:
+    """All runs, seed by seed, so that every method has been seen once before any is seen twice."""
+    for seed in range(config.seeds):
+        for task in config.tasks:
+            yield from (Run(method, task, seed) for method in config.methods)
+
+
+def compare_methods(
+    config: MethodComparison, out: Path | str, *, part: tuple[int, int] = (0, 1), log: Log = lambda _: None
+) -> list[Result]:
+    """Run what has not been run.
+
+    Args:
+        out: `results.jsonl`, evaluations and trained modules go there.
+        part: (i, n) takes every nth task from the ith, so that several processes can share the work, each with a file
+            of results of its own.
+
+    Returns:
+        All results in the folder.
+
+    Raises:
+        ConfigError: the folder holds another comparison, or a damaged line.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    _check_identity(config, out)
+    config = config.model_copy(update={"workspace": str(out / "work")})
+    index, of = part
+    file = out / ("results.jsonl" if of == 1 else f"results-{index}-of-{of}.jsonl")
+    tasks = [task for place, task in enumerate(config.tasks) if place % of == index]
+    for task in tasks:
+        if not any(result["name"] == f"{ZERO_SHOT}/{task.name}" for result in read_results(out)):
+            _append(file, _zero_shot(config, task, out))
+    for run in runs(config):
+        done = {result["name"]: result for result in read_results(out)}
+        if run.task in tasks and run.name not in done:
+            log(f"{run.name} ({len(done)} results so far)")
+            first = done.get(Run(run.method, run.task, 0).name)
+            rates = run.method.learning_rates if first is None else [first["learning_rate"]]
+            _append(file, _measured(config, run, rates, out, log))
+    return read_results(out)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "1/3" -> (1, 3).
+
+    Raises:
+        ConfigError: anything else, or a part beyond the number of parts.
+    """
+    index, slash, of = text.partition("/")
+    if not (slash and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
+        raise ConfigError(f"part is {text!r}; expected I/N with I from 0 to N - 1, such as 0/2")
+    return int(index), int(of)
+
+
+def read_results(out: Path | str) -> list[Result]:
+    """The lines of the folder's results; a last line without its line break was torn by a kill and is left out.
+
+    Raises:
+        ConfigError: a damaged line.
+    """
+    found: dict[str, Result] = {}
+    for path in sorted(Path(out).glob("results*.jsonl")):
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                result = json.loads(line)
+                found[result["name"]] = result
+            except (ValueError, TypeError, KeyError) as error:
+                raise ConfigError(f"{path}:{number}: damaged line; remove it, and its run is made again") from error
+    return list(found.values())
+
+
+def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path, log: Log) -> dict[str, Any]:
+    """Train with each learning rate, and measure what the dev split likes best."""
+    from pipelines.training.multitask import train_multitask
+
+    trained = []
+    for rate in rates:
+        one = config.one(run.method, run.task, run.seed, rate)
+        trained.append((train_multitask(one, restart=False, log=log), rate))
+    summary, rate = max(trained, key=lambda pair: pair[0]["best_score"])
+    best = config.one(run.method, run.task, run.seed, rate)
+    found = _evaluated(best, out / "evaluation" / run.method.block.name / f"{run.task.name}-{run.seed}")
+    scores: dict[str, float] = {}
+    if config.transfer:
+        for other in config.tasks:
+            if other.name != run.task.name:
+                moved = best.model_copy(update={"tasks": [other]})
+                folder = out / "evaluation" / run.method.block.name / f"{run.task.name}-{run.seed}-on-{other.name}"
+                scores[other.name] = _evaluated(moved, folder)["score"]
+    kept = ("trained_parameters", "steps", "best_step", "best_score", "seconds_per_step", "saved_bytes", "history")
+    return {
+        "name": run.name,
+        "method": run.method.block.name,
+        "kind": run.method.block.kind,
+        "task": run.task.name,
+        "seed": run.seed,
+        "learning_rate": rate,
+        "dev_by_learning_rate": {f"{tried:g}": one["best_score"] for one, tried in trained},
+        **{key: summary[key] for key in kept},
+        **found,
+        "transfer": scores,
+    }
+
+
+def _zero_shot(config: MethodComparison, task: TaskBlock, out: Path) -> dict[str, Any]:
+    plain = config.one(config.methods[0], task, 0, config.methods[0].learning_rates[0])
+    plain = plain.model_copy(update={"prompt": None, "delta": None})
+    about = {"name": f"{ZERO_SHOT}/{task.name}", "method": ZERO_SHOT, "kind": ZERO_SHOT, "task": task.name, "seed": 0}
+    return about | {"trained_parameters": 0} | _evaluated(plain, out / "evaluation" / ZERO_SHOT / task.name)
+
+
+def _evaluated(config: Any, folder: Path) -> dict[str, Any]:
+    from pipelines.evaluation.multitask import evaluate_multitask
+    from pipelines.pipeline import Pipeline
+
+    with Pipeline.from_config(config) as pipeline:
+        metrics = evaluate_multitask(pipeline, folder, progress=False)  # type: ignore[arg-type]
+        parameters = sum(p.numel() for p in pipeline.lm.model.parameters())  # type: ignore[union-attr]
+    (task,) = metrics["tasks"].values()
+    return {
+        "score": task["score"],
+        "ci95": task["ci95"],
+        "metric": task["metric"],
+        "n": task["n"],
+        "majority": task.get("majority_accuracy"),
+        "lm_parameters": parameters,
+        "lm_weights_changed": metrics["lm_weights_changed"],
+    }
+
+
+def _append(path: Path, result: Mapping[str, Any]) -> None:
+    whole = path.read_bytes() if path.exists() else b""
+    with path.open("ab") as stream:
+        stream.truncate(whole.rfind(b"\n") + 1)
+        stream.write(json.dumps(result).encode() + b"\n")
+
+
+def _check_identity(config: MethodComparison, out: Path) -> None:
+    """One folder holds the results of one comparison; methods, tasks and seeds may be added to it."""
+    from frozenlm.checkpoint import atomic_write_json
+
+    settings = config.model_dump(
+        mode="json", include={"lm", "encoder", "input", "generation", "training", "evaluation"}
+    )
+    path, now = out / "comparison.json", sha256_json(settings)
+    if not path.exists():
+        atomic_write_json(path, {"settings_sha256": now, "settings": settings})
+    elif json.loads(path.read_bytes())["settings_sha256"] != now:
+        raise ConfigError(
+            f"{out} holds a comparison with another LM, input, training or evaluation; use another folder, or delete it"
+        )

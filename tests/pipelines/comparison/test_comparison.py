@@ -1,0 +1,134 @@
+"""Methods on tasks: every run once, resumed after a kill, figures that can be computed by hand, a report to look at."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import cli
+from pipelines.comparison.figures import curves, figures, transfer
+from pipelines.comparison.runs import compare_methods, part_of, read_results, runs
+from pipelines.comparison.show import write_report
+from pipelines.errors import ConfigError
+from pipelines.loader import load_config
+from tests.pipelines.toy_multitask import make_world, settings
+
+
+def comparison(world: Path, **changes: Any) -> dict[str, Any]:
+    base = settings(world)
+    kept = {key: base[key] for key in ("lm", "tasks", "input", "generation", "training", "workspace")}
+    methods = [
+        {"prompt": {"kind": "soft_prompt", "name": "prompt", "length": 3}, "learning_rates": [0.05, 0.5]},
+        {"prompt": {"kind": "soft_prompt", "name": "longer", "length": 5}, "learning_rates": [0.05], "steps": 2},
+    ]
+    return {"kind": "method_comparison", **kept, "methods": methods, "reference": "longer", "seeds": 2} | changes
+
+
+def test_every_method_on_every_task_with_every_seed(tmp_path: Path) -> None:
+    config = load_config(comparison(make_world(tmp_path), transfer=True))
+    results = compare_methods(config, tmp_path / "out")
+    assert [r["name"] for r in results] == [
+        *("zero_shot/colours", "zero_shot/places"),
+        *("prompt/colours/0", "longer/colours/0", "prompt/places/0", "longer/places/0"),
+        *("prompt/colours/1", "longer/colours/1", "prompt/places/1", "longer/places/1"),
+    ]
+    by_name = {r["name"]: r for r in results}
+    first = by_name["prompt/colours/0"]
+    assert set(first["dev_by_learning_rate"]) == {"0.05", "0.5"}
+    assert first["best_score"] == max(first["dev_by_learning_rate"].values())
+    assert set(by_name["prompt/colours/1"]["dev_by_learning_rate"]) == {f"{first['learning_rate']:g}"}
+    assert first["trained_parameters"] == 3 * 32 and by_name["longer/places/1"]["trained_parameters"] == 5 * 32
+    assert by_name["longer/places/0"]["steps"] == 2 and first["steps"] == 4
+    assert set(first["transfer"]) == {"places"} and first["lm_weights_changed"] == 0 and first["saved_bytes"] > 0
+    assert compare_methods(config, tmp_path / "out") == results
+    files = write_report(results, tmp_path / "out", reference="longer", title="toy <comparison>")
+    assert [path.name for path in files] == ["scores.png", "curves.png", "comparison.html"]
+    page = files[2].read_text()
+    assert page.count("data:image/png;base64,") == 2 and "toy &lt;comparison&gt;" in page and "http" not in page
+
+
+def test_a_killed_comparison_goes_on_and_a_torn_line_is_made_again(tmp_path: Path) -> None:
+    config = load_config(comparison(make_world(tmp_path), seeds=1))
+    whole = compare_methods(config, tmp_path / "whole")
+    compare_methods(config, tmp_path / "cut")
+    file = tmp_path / "cut" / "results.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    again = compare_methods(config, tmp_path / "cut")
+    assert [(r["name"], r["score"]) for r in again] == [(r["name"], r["score"]) for r in whole]
+
+
+def test_parts_share_the_tasks(tmp_path: Path) -> None:
+    config = load_config(comparison(make_world(tmp_path), seeds=1))
+    compare_methods(config, tmp_path / "out", part=(0, 2))
+    assert {r["task"] for r in read_results(tmp_path / "out")} == {"colours"}
+    assert len(compare_methods(config, tmp_path / "out", part=(1, 2))) == 6
+
+
+def result(method: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
+    about = {"name": f"{method}/{task}/{seed}", "method": method, "kind": method, "task": task, "seed": seed}
+    return about | {"score": score, "trained_parameters": 10, "lm_parameters": 1000} | more
+
+
+def test_figures_by_hand() -> None:
+    results = [
+        *(result("a", "x", 0, 0.5), result("a", "x", 1, 0.7), result("a", "y", 0, 0.1), result("a", "y", 1, 0.3)),
+        *(result("full", "x", 0, 0.8), result("full", "y", 0, 0.4)),
+        result("half", "x", 0, 1.0),
+    ]
+    a, full, half = figures(results, "full")
+    assert a.mean == pytest.approx((0.6 + 0.2) / 2) and full.mean == pytest.approx(0.6)
+    assert a.of_reference == pytest.approx(0.4 / 0.6) and a.share == 0.01
+    assert a.spread == pytest.approx((0.5 - 0.3) / 2**0.5)  # the seeds' means are 0.3 and 0.5
+    assert half.mean is None and half.of_reference is None and full.spread is None
+
+
+def test_curves_and_transfer() -> None:
+    history = [{"step": 2, "score": 0.2}, {"step": 3}, {"step": 4, "score": 0.6}]
+    other = [{"step": 2, "score": 0.4}]
+    results = [
+        result("a", "x", 0, 0.5, history=history, transfer={"y": 0.1}),
+        result("a", "x", 1, 0.7, history=other, transfer={"y": 0.3}),
+    ]
+    assert curves(results, "a") == pytest.approx({2: 0.3, 4: 0.6})
+    assert transfer(results, "a")["x"] == pytest.approx({"x": 0.6, "y": 0.2})
+
+
+def test_bad_comparisons(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    twice = comparison(world)
+    twice["methods"][1]["prompt"]["name"] = "prompt"
+    with pytest.raises(ConfigError, match="two methods are called 'prompt'"):
+        load_config(twice)
+    with pytest.raises(ConfigError, match="reference is 'nothing'"):
+        load_config(comparison(world, reference="nothing"))
+    with pytest.raises(ConfigError, match="either a prompt or a delta"):
+        load_config(comparison(world, methods=[{"learning_rates": [0.1]}]))
+    config = load_config(comparison(world, seeds=1))
+    compare_methods(config, tmp_path / "out")
+    other = load_config(comparison(world, seeds=1, input={"max_tokens": 20, "keep_end": 4, "answer_tokens": 6}))
+    with pytest.raises(ConfigError, match="holds a comparison with another LM, input, training or evaluation"):
+        compare_methods(other, tmp_path / "out")
+    (tmp_path / "out" / "results.jsonl").write_bytes(b"nonsense\n")
+    with pytest.raises(ConfigError, match="damaged line"):
+        compare_methods(config, tmp_path / "out")
+    for wrong in ("2/2", "1", "a/b", ""):
+        with pytest.raises(ConfigError, match="expected I/N"):
+            part_of(wrong)
+    assert [run.name for run in runs(config)][:2] == ["prompt/colours/0", "longer/colours/0"]
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "comparison.json"
+    file.write_text(json.dumps(comparison(make_world(tmp_path), seeds=1)))
+    assert cli.main(["compare-methods", str(file), "--list"]) == 0
+    assert capsys.readouterr().out == "prompt\nlonger\n"
+    out = ["--out", str(tmp_path / "out")]
+    assert cli.main(["compare-methods", str(file), *out, "--report"]) == 2
+    assert "no results yet" in capsys.readouterr().err
+    assert cli.main(["compare-methods", str(file), *out, "--json", "--quiet"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["method"] for line in lines] == ["zero_shot", "prompt", "longer"] and lines[2]["of_reference"] == 1.0
+    assert cli.main(["compare-methods", str(file), *out, "--report"]) == 0
+    assert "longer" in capsys.readouterr().out and (tmp_path / "out" / "comparison.html").exists()
