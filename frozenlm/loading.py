@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
@@ -104,6 +105,11 @@ def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, de
     return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
 
 
+def load_masked(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """Load a masked LM and its tokenizer. Arguments and errors as `load_pretrained`."""
+    return _load_both(path_or_id, masked_class, "masked LM", revision=revision, dtype=dtype, device=device)
+
+
 def _load_both(
     path_or_id: str | Path,
     choose: Callable[[Any, str], Any],
@@ -178,6 +184,19 @@ def lm_class(config: Any, source: str) -> Any:
             "FrozenLM needs a decoder-only or encoder-decoder LM (GPT-2, OPT, Llama, Qwen, T5, BART, ...)"
         )
     return AutoModelForCausalLM
+
+
+def masked_class(config: Any, source: str) -> Any:
+    """The Auto class of an LM that fills masks.
+
+    Raises:
+        ConfigError: a model of another kind; `source` names it.
+    """
+    if config.is_encoder_decoder or config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise ConfigError(
+            f"{source} is a {config.model_type!r} model, which does not fill masks; use BERT, RoBERTa or their kin"
+        )
+    return AutoModelForMaskedLM
 
 
 def encoder_class(config: Any, source: str) -> Any:

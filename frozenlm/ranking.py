@@ -22,7 +22,7 @@ from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.lm import BATCH_TOKENS
 from frozenlm.lm_tasks import reads_context_once
 from frozenlm.memory import Memory
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
+from frozenlm.prompts.interface import PromptInput, PromptModule, prompted
 from frozenlm.rows import Row, Soft, Tokens, plan_batches, row_length
 
 if TYPE_CHECKING:
@@ -83,6 +83,43 @@ def rank_choices(
     return scores
 
 
+@torch.no_grad()
+def rank_rows(
+    lm: "FrozenLM",
+    rows: Sequence[Row],
+    choices: Sequence[Choices],
+    *,
+    memory: Memory | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> list[list[float]]:
+    """`rank_choices` after rows of any segments: summed log-probability (nats) of every choice after its row.
+
+    rows: B rows, none empty; choices: of each row, the token ids of its candidates
+    memory: what the rows go on from, B rows; for decoder-only LMs
+    batch_tokens: the most tokens of a batch
+
+    Raises: ShapeError for other than one list of choices a row, an empty choice, or a row past the window.
+    """
+    if len(rows) != len(choices):
+        raise ShapeError(f"{len(rows)} rows, {len(choices)} lists of choices; give one list a row")
+    read = [0] * len(rows) if memory is None else memory.lengths.tolist()
+    scores: list[list[float]] = [[]] * len(rows)
+    for single in (True, False):
+        group = [i for i, row in enumerate(choices) if all(len(choice) == 1 for choice in row) is single]
+        for part in plan_batches([read[i] + row_length(rows[i]) for i in group], batch_tokens=batch_tokens):
+            batch = [group[place] for place in part]
+            before = None if memory is None else memory.select(batch)
+            theirs, own = [rows[i] for i in batch], [choices[i] for i in batch]
+            found = (
+                _from_last_state(lm, theirs, before, own)
+                if single
+                else _continued(lm, theirs, before, own, batch_tokens)
+            )
+            for i, values in zip(batch, found, strict=True):
+                scores[i] = values
+    return scores
+
+
 def _rows(
     lm: "FrozenLM",
     contexts: Sequence[Sequence[int]],
@@ -92,12 +129,9 @@ def _rows(
 ) -> tuple[list[Row], Memory | None]:
     """What stands before the choices, and what it goes on from."""
     texts: list[Row] = [[Tokens.of(context)] for context in contexts]
-    if prompt is None:
-        return texts, None
-    segments = prompt.segments(sources)
-    if cache is not None and reads_context_once(lm, prompt):
-        return [[segment] for segment in segments], cache.memory(contexts)
-    return [placed(segment, text, prompt.position) for segment, text in zip(segments, texts, strict=True)], None
+    if prompt is not None and cache is not None and reads_context_once(lm, prompt):
+        return [[segment] for segment in prompt.segments(sources)], cache.memory(contexts)
+    return prompted(prompt, texts, sources), None
 
 
 def _from_last_state(

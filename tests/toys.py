@@ -17,6 +17,7 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     BertConfig,
+    BertForMaskedLM,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
@@ -34,6 +35,7 @@ from transformers import (
 
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.lm import FrozenLM
+from frozenlm.prompting.masked import FrozenMaskedLM
 
 NAMES = ("gpt2", "opt", "llama", "qwen2", "t5", "bart")
 DECODERS = ("gpt2", "opt", "llama", "qwen2")
@@ -179,3 +181,24 @@ def toy_encoder(name: str = "t5", *, seed: int = 0, max_length: int | None = Non
     """A FrozenEncoder over `toy_encoder_model(name)`, float32 on the CPU."""
     model = toy_encoder_model(name, seed=seed, **changes)
     return FrozenEncoder.from_model(model, toy_encoder_tokenizer(name), max_length=max_length)
+
+
+MASK = VOCAB_SIZE  # what is added to the vocabulary stands behind it
+
+
+def toy_masked_lm(*, seed: int = 0, **changes: Any) -> FrozenMaskedLM:
+    """A BERT that fills masks: `toy_encoder_tokenizer("bert")` with [MASK], H 24, 2 layers, 4 heads."""
+    tokenizer = toy_encoder_tokenizer("bert")
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    sizes = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {"vocab_size": VOCAB_SIZE + 1, "max_position_embeddings": WINDOW, "pad_token_id": PAD}
+    model = BertForMaskedLM(BertConfig(**{**small, **sizes, **changes}))
+    _fill(model, seed)
+    return FrozenMaskedLM.from_model(model.eval(), tokenizer)
+
+
+def toy_sentinel_lm(*, seed: int = 0) -> FrozenLM:
+    """The toy T5 with three sentinels, <extra_id_0> to <extra_id_2>."""
+    tokenizer = toy_encoder_tokenizer("t5")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(3)]})
+    return FrozenLM.from_model(toy_model("t5", seed=seed, vocab_size=VOCAB_SIZE + 3), tokenizer)

@@ -1,20 +1,16 @@
-"""A template: text with `{field}` slots that a record's values are joined into. `{{` and `}}` are braces.
+"""A task's template: text with `{field}` slots that a record's values are joined into. `{{` and `}}` are braces.
 
-Parsed once by a grammar of three rules; nothing is ever evaluated, and a value's own braces mean nothing. A field that
-is missing or null is an error, an empty text is a text.
+The grammar is `frozenlm.prompting.grammar`'s. A field that is missing or null is an error, an empty text is a text.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from frozenlm.prompting.grammar import NAME, Slot, pieces, value_text
 from pipelines.errors import ConfigError
 from pipelines.suggest import did_you_mean
-
-_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_NAME = re.compile(r"\w+")
 
 
 class Template:
@@ -30,8 +26,15 @@ class Template:
 
     def __init__(self, source: str, *, name: str = "template") -> None:
         self.name, self.source = name, source
-        self._parts = _parsed(source, name)
-        self.fields = tuple(dict.fromkeys(field for _, field in self._parts if field is not None))
+        self._pieces = pieces(source, name)
+        slots = [piece for piece in self._pieces if isinstance(piece, Slot)]
+        for slot in slots:
+            if not NAME.fullmatch(slot.inside):
+                raise ConfigError(
+                    f"{name} has the slot {'{' + slot.inside + '}'!r} at character {slot.at}; a slot is a field's name "
+                    "in letters, digits and underscores (rename other fields through `fields`)"
+                )
+        self.fields = tuple(dict.fromkeys(slot.inside for slot in slots))
         if not self.fields:
             raise ConfigError(f"{name} {source[:60]!r} has no {{field}}, so every record would read the same; add one")
 
@@ -43,50 +46,10 @@ class Template:
         Raises:
             ConfigError: the record lacks a field, has null there, or a list or mapping.
         """
-        pieces = []
-        for literal, field in self._parts:
-            pieces.append(literal)
-            if field is not None:
-                pieces.append(self._text(record, field, where))
-        return "".join(pieces)
+        return "".join(
+            piece if isinstance(piece, str) else self._text(record, piece.inside, where) for piece in self._pieces
+        )
 
     def _text(self, record: Mapping[str, Any], field: str, where: str) -> str:
-        if field not in record:
-            hint = did_you_mean(field, sorted(record), listed=False)
-            raise ConfigError(
-                f"{where}: {self.name} reads {{{field}}}, the record has only {', '.join(sorted(record))}{hint}"
-            )
-        value = record[field]
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bool):
-            return "true" if value else "false"
-        if isinstance(value, int | float):
-            return str(value)
-        got = "null" if value is None else type(value).__name__
-        raise ConfigError(f"{where}: {self.name} reads {{{field}}}, which is {got}; expected text or a number")
-
-
-def _parsed(source: str, name: str) -> list[tuple[str, str | None]]:
-    """(literal, field behind it or None) pairs."""
-    parts: list[tuple[str, str | None]] = []
-    literal, end = "", 0
-    for match in _PIECE.finditer(source):
-        literal += source[end : match.start()]
-        end = match.end()
-        piece, slot = match[0], match[1]
-        if piece in ("{{", "}}"):
-            literal += piece[0]
-        elif slot is None:
-            raise ConfigError(
-                f"{name} has a lone {piece!r} at character {match.start() + 1}; write {piece * 2} for one"
-            )
-        elif not _NAME.fullmatch(slot):
-            raise ConfigError(
-                f"{name} has the slot {piece!r} at character {match.start() + 1}; a slot is a field's name in letters, "
-                "digits and underscores (rename other fields through `fields`)"
-            )
-        else:
-            parts.append((literal, slot))
-            literal = ""
-    return [*parts, (literal + source[end:], None)]
+        hint = "" if field in record else did_you_mean(field, sorted(record), listed=False)
+        return value_text(record, field, name=self.name, where=where, hint=hint)

@@ -1,29 +1,13 @@
-"""A verbalizer: the words that stand for a task's labels, which the LM is asked to choose among.
-
-Labels in data are text, whole numbers or booleans; `true` and `"true"` are one label, as are `1` and `"1"`, since csv
-files and YAML keys do not tell them apart.
-"""
+"""A task's verbalizer: the word that stands for each of its labels, which the LM is asked to choose among."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.errors import ConfigError
+from frozenlm.prompting.labels import label_key, word_of, word_table
 
-
-def label_key(value: Any, *, where: str) -> str:
-    """A label as text.
-
-    Raises:
-        ConfigError: null, a fraction, a list: nothing that could be a label.
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str | int):
-        return str(value)
-    got = "null" if value is None else f"{value!r:.60} ({type(value).__name__})"
-    raise ConfigError(f"{where}: the label is {got}; expected text, a whole number or a boolean")
+__all__ = ["Verbalizer", "label_key"]
 
 
 class Verbalizer:
@@ -39,23 +23,8 @@ class Verbalizer:
 
     def __init__(self, words: Mapping[Any, str], *, task: str) -> None:
         self.task = task
-        self.words: dict[str, str] = {}
-        where = f"verbalizer of task {task!r}"
-        taken: dict[str, str] = {}
-        for label, word in words.items():
-            key = label_key(label, where=where)
-            if key in self.words:
-                raise ConfigError(f"{where}: label {key!r} is given twice; keep one")
-            if not isinstance(word, str) or not word.strip():
-                raise ConfigError(f"{where}: the word for {key!r} is {word!r}; expected text that is not blank")
-            if word.strip() in taken:
-                raise ConfigError(
-                    f"{where}: labels {taken[word.strip()]!r} and {key!r} share the word {word!r}; words must differ"
-                )
-            taken[word.strip()] = key
-            self.words[key] = word
-        if len(self.words) < 2:
-            raise ConfigError(f"{where}: {len(self.words)} labels; expected at least two to choose among")
+        self._table = word_table(words, where=f"verbalizer of task {task!r}", synonyms=False)
+        self.words: dict[str, str] = {label: word for label, (word,) in self._table.items()}
 
     @property
     def choices(self) -> tuple[str, ...]:
@@ -68,10 +37,4 @@ class Verbalizer:
         Raises:
             ConfigError: a label that has no word.
         """
-        key = label_key(label, where=where)
-        if key not in self.words:
-            known = ", ".join(map(repr, self.words))
-            raise ConfigError(
-                f"{where}: task {self.task!r} has no word for the label {key!r}; its verbalizer has {known}"
-            )
-        return self.words[key]
+        return word_of(self._table, label, where=where, whose=f"task {self.task!r}")

@@ -1,0 +1,89 @@
+"""Calibration: what the LM would answer to a question about nothing is taken off what it answers.
+
+`ContextualCalibration`: Zhao et al. 2021, arXiv 2102.09690. The template is filled with content-free texts ("N/A", "",
+"[MASK]", as plain text), the words' probabilities for these are averaged, and every answer's probabilities are divided
+by that average. The paper puts a softmax over the quotient, we divide by its sum: the order is the same, and a
+content-free input comes out exactly uniform.
+
+`DomainPMI`: Holtzman et al. 2021, arXiv 2104.08315. log p(word | x) - log p(word | domain premise), the premise
+being the text right before the answer. With all words under one softmax this is the same quotient with another
+denominator. An empty premise asks for p(word) alone, the unconditional PMI.
+
+Both keep the demonstrations in front (our choice for PMI).
+Shapes: W words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from frozenlm.errors import ConfigError
+from frozenlm.prompting.parts import Answer, Field
+from frozenlm.prompting.template import Template
+
+CONTENT_FREE = ("N/A", "", "[MASK]")
+
+
+class Calibration(Protocol):
+    """What an answer about nothing is asked with."""
+
+    def blanks(self, template: Template) -> list[tuple[Template, Mapping[str, str]]]:
+        """Templates and records that say nothing; the average over them is taken off."""
+        ...
+
+
+@dataclass(frozen=True)
+class ContextualCalibration:
+    """texts: what every field is filled with, one after another."""
+
+    texts: Sequence[str] = CONTENT_FREE
+
+    def __post_init__(self) -> None:
+        if isinstance(self.texts, str) or not self.texts:
+            raise ConfigError(f"contextual calibration got texts {self.texts!r}; expected a list of at least one")
+
+    def blanks(self, template: Template) -> list[tuple[Template, Mapping[str, str]]]:
+        """As `Calibration`."""
+        return [(template, dict.fromkeys(template.fields, text)) for text in self.texts]
+
+
+@dataclass(frozen=True)
+class DomainPMI:
+    """premise: what stands before the answer; None for what follows the template's last field."""
+
+    premise: str | None = None
+
+    def blanks(self, template: Template) -> list[tuple[Template, Mapping[str, str]]]:
+        """As `Calibration`."""
+        if self.premise is not None:
+            text = self.premise.removesuffix(" ") + (" " if template.spaced else "")
+            return [(Template([text, Answer()], sentinel=template.sentinel, name="the domain premise"), {})]
+        places = [number for number, part in enumerate(template.parts) if isinstance(part, Field)]
+        parts = list(template.parts[max(places, default=-1) + 1 :])
+        if Answer() not in parts:
+            parts = [part for part in template.parts if not isinstance(part, Field)]
+        return [(Template(parts, sentinel=template.sentinel, name=f"{template.name}'s domain premise"), {})]
+
+
+def calibrated(probabilities: Tensor, blank: Tensor) -> Tensor:
+    """[W] probabilities and [n, W] those of the blanks -> [W] calibrated probabilities.
+
+    Raises: ConfigError where the LM gives a word no probability at all when asked about nothing.
+    """
+    prior = blank.mean(dim=0)
+    if not bool((prior > 0).all()):
+        raise ConfigError("a word has probability 0 for content-free input, so nothing can be divided by it; change it")
+    quotient = probabilities / prior
+    return quotient / quotient.sum()
+
+
+def class_means(probabilities: Tensor, owners: Sequence[int], classes: int) -> Tensor:
+    """[W] -> [classes]: the mean over each class's words, made to sum to one."""
+    index = torch.tensor(owners, device=probabilities.device)
+    sums = probabilities.new_zeros(classes).index_add(0, index, probabilities)
+    counts = torch.bincount(index, minlength=classes).to(sums.dtype)
+    means = sums / counts
+    return means / means.sum()

@@ -1,0 +1,203 @@
+"""The one pipeline from a record to its label.
+
+    template filled -> word scores in the answer's place -> softmax over all words of all classes
+        -> calibration -> mean over each class's words
+
+    prompt = Prompt(Template.parse("{text} It was {answer}"), Verbalizer({"pos": "great", "neg": "bad"}))
+    prompt.classify(lm, records)[0].label
+
+Several prompts share a batch: `ensemble.py`. What is learned about a prompt (soft slots, a learned verbalizer) is
+trained with `label_loss`. Shapes: C classes, W words.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frozenlm.errors import ConfigError
+from frozenlm.lm import BATCH_TOKENS
+from frozenlm.prompting.calibration import Calibration, calibrated, class_means
+from frozenlm.prompting.demonstrations import Demonstrations
+from frozenlm.prompting.filled import Filled, PromptHost
+from frozenlm.prompting.labels import label_key
+from frozenlm.prompting.scoring import LabelWords, Question, word_scores
+from frozenlm.prompting.soft_slots import SoftSlots
+from frozenlm.prompting.template import Template
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """label: the likeliest. probabilities: label -> share, summing to one. cut: tokens of the record that did not fit.
+    dropped: demonstrations that did not."""
+
+    label: str
+    probabilities: Mapping[str, float]
+    cut: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One way to ask.
+
+    template, verbalizer: what is read, and what may be answered
+    slots: the template's soft slots
+    demonstrations: solved examples in front
+    calibration: what is taken off the answers
+    max_tokens: the most columns of a row; None for what the host has
+    """
+
+    template: Template
+    verbalizer: LabelWords
+    slots: SoftSlots | None = None
+    demonstrations: Demonstrations | None = None
+    calibration: Calibration | None = None
+    max_tokens: int | None = None
+
+    def fill(self, host: PromptHost, records: Sequence[Record]) -> list[Filled]:
+        """What the host reads for each record. The record is fitted first; demonstrations take the room that is left.
+
+        Raises: as `Template.fill` and `Demonstrations.chosen`.
+        """
+        filled = [self._filled(host, self.template, record, f"record {n}") for n, record in enumerate(records)]
+        if self.demonstrations is None:
+            return filled
+        room = self._room(host)
+        chosen = self.demonstrations.chosen(records, self.template)
+        shown = self.demonstrations.shown(host, self.template, self.verbalizer)
+        found = []
+        for one, ranked in zip(filled, chosen, strict=True):
+            left = None if room is None else room - one.length - self._reserve(host, one.spaced)
+            prefix, dropped = shown.prefix(ranked, left)
+            found.append(replace(one, prefix=prefix, dropped=dropped))
+        return found
+
+    def classify(
+        self, host: PromptHost, records: Sequence[Record], *, batch_tokens: int = BATCH_TOKENS
+    ) -> list[Prediction]:
+        """The label of each record. batch_tokens: the most tokens of a batch
+
+        Raises: as `fill`; ConfigError for a word that the host cannot write.
+        """
+        with torch.no_grad():
+            filled = self.fill(host, records)
+            found = probabilities(host, [(self, one) for one in filled], batch_tokens=batch_tokens)
+        return [prediction(self.verbalizer.labels, *pair) for pair in zip(found, filled, strict=True)]
+
+    def blanks(self, host: PromptHost, filled: Filled) -> list[Filled]:
+        """The questions about nothing that belong to a question: with the same demonstrations."""
+        if self.calibration is None:
+            return []
+        room = self._room(host)
+        left = None if room is None else room - sum(map(len, filled.prefix))
+        blanks = self.calibration.blanks(self.template)
+        return [
+            replace(self._filled(host, template, record, "content-free input", left), prefix=filled.prefix)
+            for template, record in blanks
+        ]
+
+    def _filled(
+        self, host: PromptHost, template: Template, record: Record, where: str, room: int | None = None
+    ) -> Filled:
+        return template.fill(
+            record,
+            host,
+            slots=self.slots,
+            max_tokens=self.max_tokens if room is None else room,
+            reserve=self._reserve(host, template.spaced),
+            where=where,
+        )
+
+    def _room(self, host: PromptHost) -> int | None:
+        return host.window if self.max_tokens is None else self.max_tokens
+
+    def _reserve(self, host: PromptHost, spaced: bool) -> int:
+        """Columns that the longest word takes beyond its first token."""
+        words = None if host.kind == "encoder-decoder" else self.verbalizer.whole(host, spaced=spaced)
+        return 0 if words is None else max(map(len, words)) - 1
+
+
+def probabilities(
+    host: PromptHost,
+    asked: Sequence[tuple[Prompt, Filled]],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    calibrate: bool = True,
+) -> list[Tensor]:
+    """[C] probabilities of the labels for each question of any prompts, in common batches; differentiable.
+
+    calibrate: False leaves the prompts' calibration out, as training does
+
+    Raises: as `word_scores`.
+    """
+    questions = [Question(filled, prompt.verbalizer) for prompt, filled in asked]
+    blank_places: dict[Any, list[int]] = {}
+    keys = []
+    for prompt, filled in asked:
+        key = (id(prompt), *(getattr(segment, "ids", id(segment)) for segment in filled.prefix))
+        keys.append(key)
+        if calibrate and key not in blank_places:
+            blanks = prompt.blanks(host, filled)
+            blank_places[key] = list(range(len(questions), len(questions) + len(blanks)))
+            questions += [Question(one, prompt.verbalizer) for one in blanks]
+    scores = [one.softmax(dim=0) for one in word_scores(host, questions, batch_tokens=batch_tokens)]
+    found = []
+    for (prompt, _), key, one in zip(asked, keys, scores, strict=False):
+        places = blank_places.get(key)
+        if places:
+            one = calibrated(one, torch.stack([scores[place] for place in places]))
+        found.append(class_means(one, prompt.verbalizer.owners, len(prompt.verbalizer.labels)))
+    return found
+
+
+def label_loss(
+    host: PromptHost, prompt: Prompt, records: Sequence[Record], *, label: str = "label"
+) -> tuple[Tensor, int]:
+    """The loss that `frozenlm.training.fit` takes: the sum of -log p(label) in nats, uncalibrated, and its terms.
+
+    label: the field that holds the label
+
+    Raises: ConfigError for a record without a label that the verbalizer knows; as `Prompt.fill`.
+    """
+    filled = prompt.fill(host, records)
+    wanted = [label_place(record, label, prompt.verbalizer.labels, f"record {n}") for n, record in enumerate(records)]
+    found = probabilities(host, [(prompt, one) for one in filled], calibrate=False)
+    losses = [
+        -one[place].clamp_min(torch.finfo(one.dtype).tiny).log() for one, place in zip(found, wanted, strict=True)
+    ]
+    return torch.stack(losses).sum(), len(losses)
+
+
+def accuracy(predictions: Sequence[Prediction], records: Sequence[Record], *, label: str = "label") -> float:
+    """Share of records whose label was found."""
+    if not records or len(predictions) != len(records):
+        raise ConfigError(f"{len(predictions)} predictions for {len(records)} records; expected one each, at least one")
+    hits = [
+        one.label == label_key(record[label], where="record") for one, record in zip(predictions, records, strict=True)
+    ]
+    return sum(hits) / len(hits)
+
+
+def label_place(record: Record, field: str, labels: Sequence[str], where: str) -> int:
+    """The place of a record's label among the labels.
+
+    Raises: ConfigError for a record without a label, or with one that is not known.
+    """
+    if field not in record:
+        raise ConfigError(f"{where} has no field {field!r}; it has {', '.join(map(str, record))}")
+    key = label_key(record[field], where=where)
+    if key not in labels:
+        raise ConfigError(f"{where} has the label {key!r}; the verbalizer knows {', '.join(map(repr, labels))}")
+    return list(labels).index(key)
+
+
+def prediction(labels: Sequence[str], found: Tensor, filled: Filled) -> Prediction:
+    """The likeliest label; the first of several that are equally likely."""
+    shares = found.tolist()
+    best = max(range(len(labels)), key=shares.__getitem__)
+    return Prediction(labels[best], dict(zip(labels, shares, strict=True)), filled.cut, filled.dropped)
