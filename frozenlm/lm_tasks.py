@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frozenlm.context_cache import ContextCache
 from frozenlm.errors import ConfigError, ShapeError
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
+from frozenlm.prompts.interface import PromptInput, PromptModule, prompted
 from frozenlm.rows import Row, Tokens
 
 if TYPE_CHECKING:
@@ -36,17 +36,21 @@ class Example:
     context: ids of everything before the answer, the question and opening tokens included
     answer: ids to predict, the token that ends an answer included
     source: what a prompt is written from, for methods that look at it
+    cuts: places in the context, in order, where a prompt with slots inside the context may stand
 
-    Raises: ShapeError when there is no answer to learn from.
+    Raises: ShapeError when there is no answer to learn from, or for cuts out of order or outside the context.
     """
 
     context: tuple[int, ...]
     answer: tuple[int, ...]
     source: PromptInput = field(default=PromptInput())
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "context", tuple(self.context))
         object.__setattr__(self, "answer", tuple(self.answer))
+        if self.cuts and [0, *self.cuts, len(self.context)] != sorted([0, *self.cuts, len(self.context)]):
+            raise ShapeError(f"cuts are {self.cuts}; expected rising places in a context of {len(self.context)} tokens")
         if not self.answer:
             raise ShapeError("an example has an empty answer, so there is nothing to learn from; leave it out")
 
@@ -54,6 +58,12 @@ class Example:
     def of(cls, context: Iterable[int], answer: Iterable[int], source: PromptInput | None = None) -> "Example":
         """From any two runs of ids."""
         return cls(tuple(context), tuple(answer), source or PromptInput())
+
+    @property
+    def row(self) -> Row:
+        """The context, one segment a piece."""
+        ends = (*self.cuts, len(self.context))
+        return [Tokens.of(self.context[start:end]) for start, end in zip((0, *self.cuts), ends, strict=True)]
 
     @property
     def length(self) -> int:
@@ -89,18 +99,14 @@ def _answer_logprobs(
     lm: "FrozenLM", prompt: PromptModule | None, examples: Sequence[Example], memory_cache: ContextCache | None
 ) -> list[Tensor]:
     answers = [list(example.answer) for example in examples]
-    contexts: list[Row] = [[Tokens.of(example.context)] for example in examples]
-    if prompt is None:
-        return lm.token_logprobs(contexts, answers)
-    segments = prompt.segments([example.source for example in examples])
-    if not reads_context_once(lm, prompt):
-        rows = [placed(*pair, prompt.position) for pair in zip(segments, contexts, strict=True)]
-        return lm.token_logprobs(rows, answers)
+    sources = [example.source for example in examples]
+    if prompt is None or not reads_context_once(lm, prompt):
+        return lm.token_logprobs(prompted(prompt, [example.row for example in examples], sources), answers)
     cache = memory_cache or ContextCache(lm, kind="off")
     if cache.lm is not lm:
         raise ConfigError("the context cache belongs to another FrozenLM; make it with the LM that is trained")
     memory = cache.memory([example.context for example in examples])
-    return lm.token_logprobs([[segment] for segment in segments], answers, memory=memory)
+    return lm.token_logprobs([[segment] for segment in prompt.segments(sources)], answers, memory=memory)
 
 
 def reads_context_once(lm: "FrozenLM", prompt: PromptModule) -> bool:

@@ -13,8 +13,7 @@ import torch
 
 from frozenlm.errors import ShapeError
 from frozenlm.memory import Memory
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
-from frozenlm.prompts.soft_prompt import SoftPrompt
+from frozenlm.prompts.interface import Constant, PromptInput, PromptModule, prompted
 from frozenlm.rows import Row, Tokens
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ class PromptMemories:
 
     def of(self, module: PromptModule | None) -> Memory | None:
         """The memory of one row that has read the prompt; None where the prompt is not the same for every input."""
-        if not isinstance(module, SoftPrompt) or module.position != "prefix" or self.lm.kind != "decoder":
+        if not isinstance(module, Constant) or module.position != "prefix" or self.lm.kind != "decoder":
             return None
         if id(module) not in self._read:
             self._read[id(module)] = (module, self.lm.read([[module.segment()]]))  # held, so that its id stays its own
@@ -61,9 +60,9 @@ def mixed_rows(
     for module in {id(m): m for m in modules if m is not None}.values():
         own = [i for i, m in enumerate(modules) if m is module and read[i] is None]
         if own:
-            segments = module.segments([inputs[i] for i in own])
-            for i, segment in zip(own, segments, strict=True):
-                rows[i] = placed(segment, rows[i], module.position)
+            made = prompted(module, [rows[i] for i in own], [inputs[i] for i in own])
+            for i, row in zip(own, made, strict=True):
+                rows[i] = row
     return rows, _joined(read)
 
 

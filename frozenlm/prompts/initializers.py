@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from frozenlm.errors import ConfigError
+from frozenlm.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -115,6 +115,26 @@ def from_class_labels(labels: Sequence[str], top: int = MOST_FREQUENT) -> Initia
         return torch.stack(rows)
 
     return average
+
+
+def from_vectors(vectors: Tensor) -> Initializer:
+    """The vectors of a trained prompt, as another's start: prompt transfer (SPoT, arXiv 2110.07904).
+
+    vectors: [P, H]; copied
+
+    Raises (when called): ShapeError when they are not as many as the prompt is long, or not as wide as the LM's
+        embeddings.
+    """
+
+    def copy(lm: "FrozenLM", length: int, generator: torch.Generator) -> Tensor:
+        if vectors.shape != (length, lm.hidden_size):
+            raise ShapeError(
+                f"from_vectors: the prompt to start from is {list(vectors.shape)}, the new one [P, H] = "
+                f"[{length}, {lm.hidden_size}]; make them of one length, for one LM"
+            )
+        return vectors.detach().to("cpu", torch.float32, copy=True)
+
+    return copy
 
 
 def sampled_embeddings(host: Vocabulary, length: int, generator: torch.Generator, top: int = MOST_FREQUENT) -> Tensor:

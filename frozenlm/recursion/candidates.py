@@ -18,7 +18,7 @@ from frozenlm.decoding import Generation
 from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.lm import BATCH_TOKENS
 from frozenlm.memory import Memory
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
+from frozenlm.prompts.interface import PromptInput, PromptModule, prompted
 from frozenlm.rows import Row
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ def with_prompt(
     """
     if sources is not None and len(sources) != len(rows):
         raise ShapeError(f"{len(sources)} sources of the prompt for {len(rows)} rows; give one each, or none")
-    if prompt is None:
-        return list(rows)
-    segments = prompt.segments(sources if sources is not None else [PromptInput()] * len(rows))
-    return [placed(segment, row, prompt.position) for segment, row in zip(segments, rows, strict=True)]
+    return prompted(prompt, rows, sources if sources is not None else [PromptInput()] * len(rows))
 
 
 def check_sampling(n: int, temperature: float) -> None:

@@ -16,7 +16,7 @@ import torch
 from frozenlm.context_cache import ContextCache
 from frozenlm.deltas.attach import Delta, using
 from frozenlm.lm import BATCH_TOKENS, FrozenLM
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
+from frozenlm.prompts.interface import PromptInput, PromptModule, prompted
 from frozenlm.ranking import Normalize, rank_choices
 from frozenlm.rows import Row, Tokens
 from pipelines.errors import ConfigError, ShapeError
@@ -107,10 +107,8 @@ class Asker:
     def _written(self, prompt: PromptModule | None, encoded: Sequence[Encoded]) -> list[Record]:
         if not encoded:
             return []
-        rows: list[Row] = [[Tokens.of(context)] for context, _, _ in encoded]
-        if prompt is not None:
-            segments = prompt.segments([source for _, _, source in encoded])
-            rows = [placed(*pair, prompt.position) for pair in zip(segments, rows, strict=True)]
+        contexts: list[Row] = [[Tokens.of(context)] for context, _, _ in encoded]
+        rows = prompted(prompt, contexts, [source for _, _, source in encoded])
         generations = self.lm.generate(
             rows, max_new_tokens=self.max_new_tokens, stop=self.stop, batch_tokens=self.batch_tokens
         )
