@@ -25,12 +25,14 @@ class Answer:
         context: the passages that really stood in the LM's window, in the order in which the LM read them.
         packing: what was kept, dropped and cut, in tokens; None without passages.
         timings: seconds a question by stage (`retrieve`, `rerank`, `pack`, `read`): a batch's time divided by its size.
-            Textual recursion has `first`, `candidates`, `second` and `before` (what the passes share) for `read`.
+            Textual recursion has `first`, `candidates`, `second` and `before` (what the passes share) for `read`;
+            neural recursion behind a plain pass has `plain` (what they share counts there) and `passes`.
         prompt: hash of the learned prompt that was used, None for zero-shot.
         module: name of the prompt that was used, in a pipeline that serves several.
         cut: who read only a part of an over-long input, in such a pipeline: `lm`, `encoder`.
         passes: which passes of a recursion ran, in order: of the textual form `first` (the greedy first answer, where a
-            second pass depends on it), `candidates` and `second`; of the neural form `pass_1`, `pass_2` and so on.
+            second pass depends on it), `candidates` and `second`; of the neural form `pass_1`, `pass_2` and so on,
+            behind `plain` (a greedy answer of one pass) where they depend on it.
         candidates: what textual recursion sampled, best first, each with its count and log-probability; None where
             nothing was sampled.
         candidates_dropped: how many of them found no room in the second pass.

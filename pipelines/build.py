@@ -283,7 +283,9 @@ def trained_prompt(config: Any, lm: FrozenLM) -> SoftPrompt | None:
     return soft_prompt(config, config.prompt, lm)
 
 
-def soft_prompt(config: c.Job, block: c.SoftPrompt | None, lm: FrozenLM, *, key: str = "prompt") -> SoftPrompt | None:
+def soft_prompt(
+    config: c.Job, block: c.SoftPrompt | c.PlainPrompt | None, lm: FrozenLM, *, key: str = "prompt"
+) -> SoftPrompt | None:
     """A learned prompt of a config's workspace, or None where none is asked for, or none is trained and the block then
     reads zero-shot. `key` is the block's name in the config.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,36 +194,41 @@ def textual(
     )
 
 
-def threshold_folder(config: c.TextualRecursion) -> Path:
+Recursion = c.TextualRecursion | c.NeuralRecursion
+
+
+def threshold_folder(config: Recursion) -> Path:
     """Where training records the threshold that it tuned."""
+    if isinstance(config, c.NeuralRecursion):
+        return module_folder(config, f"{config.connector.name}.when")
     prompt = config.second_pass.prompt
     return module_folder(config, f"{prompt.name if prompt is not None else 'second_pass'}.when")
 
 
 def save_threshold(
-    config: c.TextualRecursion, lm: FrozenLM, tuned: TunedThreshold, prompts: list[str | None], questions: int
+    config: Recursion, lm: FrozenLM, tuned: TunedThreshold, modules: Mapping[str, Any], questions: int
 ) -> Path:
-    """Record a threshold with the dev figures behind it and the prompts it was tuned for."""
+    """Record a threshold with the dev figures behind it and the modules it was tuned for (see `when`)."""
     import torch
 
     from frozenlm.checkpoint import save_module
 
     folder = threshold_folder(config)
     figures = {name: value for name, value in asdict(tuned).items() if name != "threshold"}
-    facts = {"price": config.when.price, "max_share": config.when.max_share, "prompts": prompts, "questions": questions}
+    facts = {"price": config.when.price, "max_share": config.when.max_share, **modules, "questions": questions}
     tensor = torch.tensor([tuned.threshold], dtype=torch.float64)
     save_module(folder, {"threshold": tensor}, {**facts, "dev": figures}, lm_fingerprint=lm.fingerprint, kind=THRESHOLD)
     return folder
 
 
-def when(config: c.TextualRecursion, lm: FrozenLM, prompts: list[str | None]) -> When:
-    """Which questions get a second pass; a threshold that the config leaves open comes from the workspace.
+def when(config: Recursion, lm: FrozenLM, modules: Mapping[str, Any]) -> When:
+    """Which questions recurse; a threshold that the config leaves open comes from the workspace.
 
     Args:
-        prompts: SHA-256 of both passes' prompts.
+        modules: SHA-256 of what the answers depend on: `prompts` of both passes, and the `connector`.
 
     Raises:
-        CheckpointError: no threshold has been tuned, or for other prompts or prices.
+        CheckpointError: no threshold has been tuned, or for other modules or prices.
     """
     from frozenlm.checkpoint import load_module
     from frozenlm.recursion.when import When
@@ -237,7 +243,7 @@ def when(config: c.TextualRecursion, lm: FrozenLM, prompts: list[str | None]) ->
             "set when.threshold"
         )
     tensors, facts = load_module(folder, kind=THRESHOLD, lm_fingerprint=lm.fingerprint)
-    wanted = {"price": block.price, "max_share": block.max_share, "prompts": prompts}
+    wanted = {"price": block.price, "max_share": block.max_share, **modules}
     if differing := [name for name, value in wanted.items() if facts.get(name) != value]:
         raise CheckpointError(
             f"the threshold at {folder} was tuned with other {' and '.join(differing)}; run `frozenlm train CONFIG` "

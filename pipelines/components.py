@@ -24,6 +24,7 @@ _METHODS = {
     "lm": "generate",
     "prompt": "forward",
     "second_prompt": "forward",
+    "plain_prompt": "forward",
     "connector": "forward",
 }
 NAMES = tuple(_METHODS)
@@ -111,6 +112,18 @@ class Components:
         prompt = build.soft_prompt(self.config, block, self.lm, key="second_pass.prompt")
         if prompt is None and block is not None:
             self.log(f"no trained prompt {block.name!r}: the second pass reads zero-shot (missing: zero_shot)")
+        return prompt
+
+    @property
+    def plain_prompt(self) -> SoftPrompt | None:
+        """The learned prompt of the plain pass that answers first in neural recursion, or None."""
+        return self._get("plain_prompt", self._load_plain_prompt)
+
+    def _load_plain_prompt(self) -> SoftPrompt | None:
+        block = self.config.plain_prompt
+        prompt = build.soft_prompt(self.config, block, self.lm, key="plain_prompt")
+        if prompt is None and block is not None:
+            self.log(f"no trained prompt {block.name!r}: the plain pass reads zero-shot (missing: zero_shot)")
         return prompt
 
     @property

@@ -3,6 +3,7 @@ vectors (connector, its pretraining, the pass-1 cache)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -70,7 +71,7 @@ def _rule_alone(value: Any) -> Any:
 
 
 class When(Block):
-    """Which questions get a second pass: all, or those whose first answer has a confidence below `threshold`. Without
+    """Which questions recurse: all, or those whose first answer has a confidence below `threshold`. Without
     a threshold the one that training has tuned on dev is taken: the highest mean exact match less `price` times the
     share that pays, at most `max_share`. A rule alone may be written without the braces."""
 
@@ -94,6 +95,16 @@ class TextualTraining(PromptTraining):
     `folds` of them, each trained as pass 1 is."""
 
     folds: Annotated[int, Field(ge=2)] = 5
+
+
+class PlainPrompt(Block):
+    """The learned prompt of the plain pass that answers first where a second pass depends on it: one that a config of
+    one pass (kind closed_book or frozen_reader) has trained in this workspace. `missing` is that of a prompt."""
+
+    name: Name = "reader_prompt"
+    length: Positive = 20
+    position: Literal["prefix", "suffix"] = "suffix"
+    missing: Literal["error", "zero_shot"] = "error"
 
 
 class LastPassPrompt(SoftPrompt):
@@ -173,6 +184,12 @@ def check_retrieval(retriever: Any, reranker: Any) -> None:
         raise ValueError("a reranker needs a retriever block; leave it out for closed-book questions")
 
 
+def check_prompts(names: Sequence[str]) -> None:
+    """Raises ValueError for two prompts of one name: the one that is trained last would replace the other."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"both passes' prompts are called {names[0]!r}; give each a name of its own")
+
+
 def check_textual(generation: Generation, second_pass: SecondPass, when: When, answer_by: AnswerBy, first: Any) -> None:
     """What no block of textual recursion can check alone.
 
@@ -186,6 +203,4 @@ def check_textual(generation: Generation, second_pass: SecondPass, when: When, a
         )
     if when.rule != "always" and answer_by != "second_pass":
         raise ValueError(f"when: {when.rule} spares the second pass; answer_by {answer_by} has none, leave one out")
-    names = [block.name for block in (first, second_pass.prompt) if block is not None]
-    if len(set(names)) < len(names):
-        raise ValueError(f"both passes' prompts are called {names[0]!r}; give each a name of its own")
+    check_prompts([block.name for block in (first, second_pass.prompt) if block is not None])

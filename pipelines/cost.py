@@ -307,7 +307,7 @@ def _room(config: Any, lm: ModelShape) -> int:
     limits = [limit for limit in (config.lm.window or lm.window, config.packing.max_tokens) if limit is not None]
     if not limits:
         raise ConfigError("this LM has no window of its own; set packing.max_tokens (tokens, question and answer too)")
-    kept = config.packing.answer_reserve + getattr(config, "candidate_tokens", 0)
+    kept = config.packing.answer_reserve + getattr(config, "reserved_tokens", 0)
     return min(limits) - kept - (config.prompt.length if config.prompt else 0)
 
 

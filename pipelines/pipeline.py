@@ -59,8 +59,8 @@ class Pipeline:
             overrides: settings such as "retriever.members.bm25.k1=1.2".
             allow_import: let the config name a retriever as `module:Class`. A config file alone can never import code.
             log: told what is done on the user's behalf.
-            components: `retriever=`, `reranker=`, `lm=`, `prompt=`, and of recursion `second_prompt=`, `connector=`:
-                objects that replace the config's own.
+            components: `retriever=`, `reranker=`, `lm=`, `prompt=`, and of recursion `second_prompt=`, `connector=`,
+                `plain_prompt=`: objects that replace the config's own.
 
         Raises:
             ConfigError: every fault of the config, or an unknown component.

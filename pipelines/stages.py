@@ -91,7 +91,7 @@ def pack_all(parts: Components, questions: Sequence[str], hits: Sequence[Sequenc
         )
     opening = [*lm.bos_ids, *lm.encode(settings.opening)]
     extra = len(lm.close_ids) + (parts.prompt.length if parts.prompt is not None else 0)
-    extra += getattr(config, "candidate_tokens", 0)  # what a second pass reads beside the passages
+    extra += getattr(config, "reserved_tokens", 0)  # what another pass reads beside the passages
     return [
         pack(
             question,

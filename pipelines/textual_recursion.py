@@ -57,7 +57,7 @@ class TextualReader:
         two = self.config.answer_by == "second_pass"
         first, second = parts.prompt, parts.second_prompt if two else None
         self._hashes = [prompt_sha256(first), prompt_sha256(second)]
-        self.when = build_recursion.when(self.config, parts.lm, self._hashes)
+        self.when = build_recursion.when(self.config, parts.lm, {"prompts": self._hashes})
         self.recursion: TextualRecursion = build_recursion.textual(
             self.config, parts.lm, first=first, second=second, when=self.when
         )

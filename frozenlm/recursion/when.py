@@ -1,6 +1,6 @@
 """When a second pass is worth its price: always, or where the first pass is unsure.
 
-Our choice; the paper (arXiv 2204.10019) always runs both passes. A first answer's confidence is the geometric mean
+Our choice, for both forms; the paper (arXiv 2204.10019) always runs all passes. A first answer's confidence is the geometric mean
 probability of its tokens, its end included, between 0 and 1: it is known after one greedy pass, before anything has
 been sampled, so the sure questions pay for nothing else. An empty answer has confidence 0. The threshold is tuned on
 dev questions that went through both passes.
@@ -43,6 +43,10 @@ class When:
     def pays(self, confidence: float) -> bool:
         """Whether an input of that confidence gets its second pass."""
         return self.threshold is None or confidence < self.threshold
+
+
+UNSURE_OF_ALL = When("below_confidence", 2.0)
+"""Every input gets both: its first answer and the second pass."""
 
 
 def confidence(first: Generation) -> float:

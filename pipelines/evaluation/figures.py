@@ -79,9 +79,9 @@ class Scores:
     def _values(self, row: dict[str, Any]) -> dict[str, float | None]:
         values: dict[str, float | None] = {name: row.get(name) for name in ("em", "f1", "subspan_em", "ndcg@10", "mrr")}
         values["recall_at_context"] = row["answer_in_context"]
-        if "second_pass" in row:
-            values |= {"oracle_at_n": row["oracle"], "second_pass_share": row["second_pass"]}
-            values["without_candidates_share"] = row["candidates"] == []
+        values["second_pass_share"] = row.get("second_pass")
+        if "oracle" in row:
+            values |= {"oracle_at_n": row["oracle"], "without_candidates_share": row["candidates"] == []}
         for k in self.recall_at:
             if row["answers"] and row["passages"]:
                 values[f"recall_at.{k}"] = (row["answer_rank"] or k + 1) <= k
@@ -99,7 +99,7 @@ class Scores:
         for name in ("em", "f1", "subspan_em", "recall_at_context", "ndcg@10", "mrr"):
             figures[name], intervals[name] = self._figure(name, seed)
         for name in _RECURSION:
-            if name in self.columns:  # of textual recursion only
+            if name in self.columns:  # of recursion, the others of its textual form only
                 figures[name], intervals[name] = self._figure(name, seed)
         if "oracle_at_n" in self.columns:
             figures["candidates"] = dict(self.candidates)

@@ -71,14 +71,16 @@ def measure(question: Question, answer: Answer, *, matcher: Matcher) -> tuple[Ro
 
 
 def _recursion(answer: Answer, golds: Sequence[str]) -> Row:
-    """Which passes ran, and whether any answer that was given on the way is right (`oracle`): the ceiling of every
-    choice among them. A question for which nothing was sampled has its first answer only."""
-    row: Row = {"passes": list(answer.passes)}
+    """Which passes ran, and of the textual form whether any answer that was given on the way is right (`oracle`): the
+    ceiling of every choice among them. A question for which nothing was sampled has its first answer only."""
+    row: Row = {
+        "passes": list(answer.passes),
+        "second_pass": not {"second", "pass_2"}.isdisjoint(answer.passes),
+        "confidence": answer.confidence,
+    }
     if answer.passes[0] in ("first", "candidates"):
         said = [one.text for one in answer.candidates] if answer.candidates is not None else [answer.text or ""]
         row |= {
-            "second_pass": "second" in answer.passes,
-            "confidence": answer.confidence,
             "candidates": [asdict(one) for one in answer.candidates] if answer.candidates is not None else None,
             "candidates_dropped": answer.candidates_dropped,
             "oracle": any(exact_match(text, golds) for text in said) if golds else None,

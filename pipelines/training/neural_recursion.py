@@ -15,14 +15,18 @@ from frozenlm.lm_tasks import Example
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.recursion.loss import mean_recursion_loss, recursion_loss, rows_read
 from frozenlm.recursion.neural import RecursiveLM
+from frozenlm.recursion.selective import NeuralRecursion
+from frozenlm.recursion.when import UNSURE_OF_ALL
 from frozenlm.training import fit
 from pipelines import build_recursion
 from pipelines import config as c
-from pipelines.build import Log, module_folder
+from pipelines.build import Log, module_folder, soft_prompt
 from pipelines.errors import CheckpointError, ConfigError
+from pipelines.neural_recursion import modules, recurred
 from pipelines.training.initializers import initializer
-from pipelines.training.reader import digest, first_example, prepare_both, summary, training_parts
+from pipelines.training.reader import Prepared, digest, first_example, prepare_both, summary, training_parts
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.when import check_tunable, tune_when
 
 
 def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -35,8 +39,11 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
     training, block = config.training, config.prompt
     if training is None:
         raise ConfigError("training a connector needs a training block")
-    parts = training_parts(config, block.length if block is not None else 0, log)
+    check_tunable(config.when, training)
+    longest = max(one.length if one is not None else 0 for one in (block, config.plain_prompt))
+    parts = training_parts(config.model_copy(update={"plain_prompt": None}), longest, log)
     lm = parts.lm
+    plain = soft_prompt(config, config.plain_prompt, lm, key="plain_prompt") if training.dev else None
     connector, start = build_recursion.starting_connector(config, lm, log)
     prompt = _starting_prompt(config, lm) if block is not None else None
     prepared, held_out = prepare_both(parts, config, *training_questions(training), log)
@@ -83,7 +90,19 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
         "examples": len(examples),
         "skipped": len(prepared) - len(examples),
         "rows_over_cache_budget": cache.counts.over_budget if cache is not None else None,
+        "when": _tuned(config, model, plain, held_out, log) if held_out else None,
     } | summary(result)
+
+
+def _tuned(
+    config: c.NeuralRecursion, model: RecursiveLM, plain: SoftPrompt | None, dev: list[Prepared], log: Log
+) -> dict[str, Any]:
+    """The threshold below which recursion pays on dev, recorded."""
+    windows = [one.packed for one in dev]
+    made = recurred(config, NeuralRecursion(model, plain=plain, when=UNSURE_OF_ALL), windows)
+    firsts = [one.plain for one in made if one.plain is not None]
+    lasts = [one.generation.text for one in made]
+    return tune_when(config, model.lm, dev, firsts, lasts, modules(model, plain), log)
 
 
 def _starting_prompt(config: c.NeuralRecursion, lm: Any) -> SoftPrompt:

@@ -20,14 +20,12 @@ from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.recursion.candidates import Candidates, oracle_at_n
 from frozenlm.recursion.crossfit import cross_fit, folds
 from frozenlm.recursion.textual import TextualRecursion
-from frozenlm.recursion.when import confidence, tune_threshold
 from pipelines import build_recursion
 from pipelines import config as c
 from pipelines.build import Log, module_folder
 from pipelines.components import prompt_sha256
 from pipelines.errors import ConfigError
 from pipelines.evaluation.answers import exact_match
-from pipelines.surface import clean
 from pipelines.textual_recursion import asked, sampled
 from pipelines.training.reader import (
     Prepared,
@@ -40,6 +38,7 @@ from pipelines.training.reader import (
     training_parts,
 )
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.when import check_tunable, tune_when
 from retrievers.files import sha256_json
 from retrievers.metrics import squad_normalized
 
@@ -56,8 +55,7 @@ def train_textual(config: c.TextualRecursion, *, restart: bool, log: Log) -> dic
     training, first, second = config.training, config.prompt, config.second_pass.prompt
     if training is None or (first is None and second is None):
         raise ConfigError("training textual recursion needs a training block and at least one prompt block")
-    if config.when.rule == "below_confidence" and config.when.threshold is None and not training.dev:
-        raise ConfigError("when: below_confidence is tuned on dev; name training.dev, or set when.threshold")
+    check_tunable(config.when, training)
     parts = training_parts(config, first.length if first is not None else 0, log)
     prepared, dev = prepare_both(parts, config, *training_questions(training), log)
     if second is not None:
@@ -229,41 +227,11 @@ class _Job:
         """The threshold below which a second pass pays on dev, recorded; None without dev questions."""
         if not self.dev:
             return None
-        block = self.config.when
         recursion = build_recursion.textual(self.config, self.lm, first=first, second=second)
         rows = [asked(one.question.text, one.packed) for one in self.dev]
-        firsts = recursion.first_answers(rows)
-        tuned = tune_threshold(
-            [confidence(one) for one in firsts],
-            self._right([one.text for one in firsts]),
-            self._right([one.text for one in recursion.answer(rows)]),
-            price=block.price,
-            max_share=block.max_share,
-        )
-        prompts = [prompt_sha256(first), prompt_sha256(second)]
-        folder = build_recursion.save_threshold(self.config, self.lm, tuned, prompts, len(rows))
-        self.log(
-            f"second pass where the first answer's confidence is below {tuned.threshold:.4f}: {100 * tuned.share:.1f}% "
-            f"of dev questions, EM {tuned.score:.3f} (never {tuned.never:.3f}, always {tuned.always:.3f}); {folder}"
-        )
-        return asdict(tuned)
-
-    def _right(self, answers: Sequence[str]) -> list[float]:
-        block = self.config.surface
-        return [
-            float(
-                exact_match(
-                    clean(
-                        text,
-                        [kept.text for kept in one.packed.kept],
-                        join_digits=block.join_digits,
-                        as_in_passage=block.as_in_passage,
-                    ),
-                    one.question.answers,
-                )
-            )
-            for text, one in zip(answers, self.dev, strict=True)
-        ]
+        firsts, lasts = recursion.first_answers(rows), [one.text for one in recursion.answer(rows)]
+        modules = {"prompts": [prompt_sha256(first), prompt_sha256(second)]}
+        return tune_when(self.config, self.lm, self.dev, firsts, lasts, modules, self.log)
 
 
 def _keys(some: Sequence[Prepared]) -> list[str]:

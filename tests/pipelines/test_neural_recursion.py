@@ -13,12 +13,16 @@ from frozenlm.recursion.loss import recursion_loss
 from pipelines import Pipeline
 from pipelines.cli import main
 from pipelines.errors import CheckpointError, ConfigError
+from pipelines.evaluation.questions import read_questions
+from pipelines.evaluation.run import evaluate
+from pipelines.loader import load_config
 from pipelines.training import pretrain, train
 from tests.pipelines.toy_recursion import FACTS, LOOP, configured, make_world, settings, written
 from tests.toys import toy_folder
 
 KIND = "neural_recursion"
 ASKED = [f"where is the {name}" for name in FACTS]
+SMALL = {"width": 8, "heads": 2, "feed_forward": 8}
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +43,11 @@ def test_both_stages_are_modules_of_the_workspace(world: Path) -> None:
     modules = world / "work" / "modules"
     assert {path.name for path in modules.iterdir() if path.suffix != ".run"} == {
         "connector",
+        "connector.when",
         "connector_pretrained",
         "p",
     }
+    assert 0 <= trained["when"]["share"] <= 1
     with Pipeline.from_config(config) as pipeline:
         lm: Any = pipeline.lm
         first, second = (Connector.load(modules / name, lm) for name in ("connector_pretrained", "connector"))
@@ -58,6 +64,87 @@ def test_answers_say_what_ran_and_do_not_depend_on_the_batch(world: Path) -> Non
         assert alone.text == together[2].text
         assert alone.score == pytest.approx(together[2].score, abs=1e-4)
         assert pipeline.provenance()["connector_sha256"] is not None
+
+
+def below(world: Path, **changes: Any) -> Any:
+    """The config with recursion for unsure questions only."""
+    when = {"rule": "below_confidence", **changes.pop("when", {})}
+    return configured(world, KIND, when=when, **changes)
+
+
+def test_sure_questions_get_one_plain_pass(world: Path) -> None:
+    def answers(config: Any) -> list[Any]:
+        with Pipeline.from_config(config) as pipeline:
+            return pipeline(ASKED)
+
+    bare = settings(world, KIND) | {"kind": "closed_book", "prompt": None}
+    bare = {key: bare[key] for key in ("kind", "workspace", "lm", "packing", "generation", "prompt")}
+    never, plain, always = (
+        answers(below(world, when={"threshold": 0.0})),
+        answers(bare),
+        answers(configured(world, KIND)),
+    )
+    assert {answer.passes for answer in never} == {("plain",)}
+    assert {answer.prompt for answer in never} == {None}
+    assert set(never[0].timings) == {"pack", "plain"}
+    middle = sorted(answer.confidence for answer in never)[2]
+    some = answers(below(world, when={"threshold": middle}))
+    for one, once, fully in zip(some, plain, always, strict=True):
+        recursed = one.confidence < middle
+        assert one.passes == (("plain", "pass_1", "pass_2") if recursed else ("plain",))
+        assert one.prompt == (fully.prompt if recursed else None)
+        assert one.text == (fully if recursed else once).text
+        assert one.score == pytest.approx((fully if recursed else once).score, abs=1e-4)
+    assert sum("pass_2" in answer.passes for answer in some) == 2
+
+
+def test_the_plain_pass_may_have_the_prompt_of_a_config_of_one_pass(world: Path) -> None:
+    wide = {"name": "one_pass", "length": 5, "position": "prefix"}
+    once = {"kind": "closed_book", "prompt": wide}
+    lines: Any = {key: value for key, value in settings(world, KIND).items() if key not in ("connector", "pretraining")}
+    train(load_config(lines | once))
+    with Pipeline.from_config(lines | once) as pipeline:
+        answers = pipeline(ASKED)
+    config = below(world, when={"threshold": 0.0}, plain_prompt=wide)
+    assert config.reserved_tokens == 5 - 3 and configured(world, KIND).reserved_tokens == 0
+    with Pipeline.from_config(config) as pipeline:
+        for one, other in zip(pipeline(ASKED), answers, strict=True):
+            assert (one.text, one.prompt) == (other.text, other.prompt)
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+    assert train(below(world, plain_prompt=wide, connector=SMALL | {"name": "behind"}))["when"] is not None
+
+
+def test_the_threshold_is_the_one_that_training_recorded(world: Path) -> None:
+    config = below(world)
+    tuned = train(config)["when"]
+    with Pipeline.from_config(config) as pipeline:
+        assert pipeline.provenance()["when_threshold"] == tuned["threshold"]
+    with pytest.raises(CheckpointError, match="was tuned with other max_share"):
+        Pipeline.from_config(below(world, when={"max_share": 0.5}))(ASKED[0])
+    untrained = SMALL | {"missing": "untrained", "name": "nobody"}
+    with pytest.raises(CheckpointError, match="no tuned threshold"):
+        Pipeline.from_config(below(world, connector=untrained))(ASKED[0])
+    without_dev = settings(world, KIND)["training"] | {"dev": []}
+    with pytest.raises(ConfigError, match="is tuned on dev"):
+        train(below(world, training=without_dev))
+    assert train(configured(world, KIND, training=without_dev, connector=SMALL | {"name": "no_dev"}))["when"] is None
+
+
+def test_an_evaluation_says_how_many_questions_recursed(world: Path, tmp_path: Path) -> None:
+    def share(config: Any, out: str) -> float:
+        asked = read_questions(config.evaluation.questions)
+        with Pipeline.from_config(config) as pipeline:
+            found = evaluate(pipeline, asked, tmp_path / out, progress=False)
+        assert len(found["ci95"]["second_pass_share"]) == 2 and "oracle_at_n" not in found
+        rows = [json.loads(line) for line in (tmp_path / out / "predictions.jsonl").read_text().splitlines()]
+        assert found["second_pass_share"] == sum("pass_2" in row["passes"] for row in rows) / 5
+        return found["second_pass_share"]
+
+    assert share(configured(world, KIND), "always") == 1.0
+    assert share(below(world, when={"threshold": 0.0}), "never") == 0.0
+    with Pipeline.from_config(below(world, when={"threshold": 0.0})) as pipeline:
+        middle = sorted(answer.confidence for answer in pipeline(ASKED))[2]
+    assert share(below(world, when={"threshold": middle}), "some") == 2 / 5
 
 
 def test_untrained_says_what_one_pass_says(world: Path) -> None:
@@ -192,6 +279,8 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "do not fit the LM's window of 96" in said("pretrain", pretraining=of_text | {"length": 400})
     assert "passes" in said("train", connector={"passes": 1})
     assert "heads is 3; expected a divisor" in said("pretrain", connector={"width": 8, "heads": 3})
+    assert "both passes' prompts are called 'p'" in said("train", plain_prompt={"name": "p"})
+    assert "never looked at" in said("train", when={"threshold": 0.5})
     assert "needs a retriever block" in said("train", reranker={"kind": "cross_encoder", "model": "x"})
 
 

@@ -101,7 +101,7 @@ def test_over_passages_the_window_keeps_room_for_candidates(world: Path) -> None
     prompts = {"prompt": {"name": "rp", "length": 3, "position": "prefix"}}
     second = {"prompt": {"name": "rs", "length": 2}, "reserve": 24}
     config = configured(world, KIND, reads=True, second_pass=second, **prompts)
-    assert config.candidate_tokens == 24 and configured(world, KIND).candidate_tokens == 0
+    assert config.reserved_tokens == 24 and configured(world, KIND).reserved_tokens == 0
     assert train(config)["lm_weights_changed"] == 0
     with Pipeline.from_config(config) as pipeline:
         answer = pipeline(ASKED[0])
