@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from frozenlm.attention_places import places
 from frozenlm.checkpoint import load_module
 from frozenlm.deltas.adapter import Adapter, find_places
 from frozenlm.deltas.attach import Delta, attach, key
+from frozenlm.deltas.p_tuning_v2 import PTuningV2
+from frozenlm.deltas.prefix_tuning import PrefixTuning
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompts.attempt import Attempt
@@ -82,7 +85,8 @@ class Method:
     """How a method is made, trained and used. keys: exactly what its checkpoint holds, or that of an LM; kind: what it
     is saved as.
 
-    A method that hosts a frozen encoder shows it as the attribute `encoder`. lms: those it can stand around.
+    A method that hosts a frozen encoder shows it as the attribute `encoder`. lms: those it can stand around. kept: what
+    of it is saved.
     """
 
     name: str
@@ -92,6 +96,7 @@ class Method:
     loss: Callable[[FrozenLM, Any, Sequence[Example]], tuple[Tensor, int]] = prompt_loss
     serve: Callable[[FrozenLM, Any], None] = serve_prompt
     lms: tuple[str, ...] = LMS
+    kept: Callable[[Any], nn.Module] = lambda module: module
 
     def keys_for(self, lm: FrozenLM) -> frozenset[str]:
         return self.keys(lm) if callable(self.keys) else self.keys
@@ -138,6 +143,13 @@ def adapter(form: Any) -> Method:
     )
 
 
+NETWORK = ("embedding", "widen.weight", "widen.bias", "out.weight", "out.bias")
+
+
+def prefix_keys(lm: FrozenLM) -> frozenset[str]:
+    return frozenset(f"prefixes.{place}" for place in places(lm.model))
+
+
 METHODS = (
     Method(
         "prefix_prompt",
@@ -178,7 +190,54 @@ METHODS = (
         lambda lm: Attempt.create(lm, [SoftPrompt.create(lm, 3, seed=k) for k in (1, 2)], tasks=TASKS, width=8),
     ),
     Method("connector", "connector", CONNECTOR_KEYS, Connector.create, connector_loss, serve_connector, DECODERS),
+    Method(
+        "prefix_tuning",
+        "prefix_tuning",
+        lambda lm: frozenset(f"networks.{place}.{part}" for place in places(lm.model) for part in NETWORK),
+        lambda lm: PrefixTuning.create(lm, 3, middle_size=8),
+        delta_loss,
+        serve_delta,
+        kept=PrefixTuning.collapse,
+    ),
+    Method(
+        "prefix_tuning_direct",
+        "prefix_tuning",
+        prefix_keys,
+        lambda lm: PrefixTuning.create(lm, 3, reparametrise=False),
+        delta_loss,
+        serve_delta,
+    ),
+    Method("p_tuning_v2", "p_tuning_v2", prefix_keys, lambda lm: PTuningV2.create(lm, 3), delta_loss, serve_delta),
     *(adapter(form) for form in ("houlsby", "pfeiffer", "parallel")),
+    Method(
+        "diff_pruning",
+        "diff_pruning",
+        frozenset({"values", "alpha", "group_alpha"}),
+        DiffPruning.create,
+        gated_loss,
+        serve_delta,
+    ),
+    Method("pruned_diff", "diff_pruning", frozenset({"values", "index"}), pruned_diff, delta_loss, serve_delta),
+    Method(
+        "masking",
+        "masking",
+        frozenset({"scores"}),
+        Masking.create,
+        delta_loss,
+        serve_delta,
+        saved=frozenset({"bits"}),
+    ),
+    Method("partial_layers", "partial_layers", frozenset({"offsets"}), PartialLayers.create, delta_loss, serve_delta),
+    Method("random_subset", "random_subset", frozenset({"values"}), RandomSubset.create, delta_loss, serve_delta),
+    Method(
+        "intrinsic_dimension",
+        "intrinsic_dimension",
+        frozenset({"theta", "scales"}),
+        lambda lm: IntrinsicDimension.create(lm, dimension=40),
+        delta_loss,
+        serve_delta,
+    ),
+    Method("full_copy", "full_copy", frozenset({"weights"}), FullCopy.create, delta_loss, serve_delta),
 )
 
 QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
@@ -309,6 +368,7 @@ def test_checkpoint_holds_the_module_and_nothing_else(tmp_path: Path, method: Me
     module = method.make(lm)
     module.save(tmp_path, lm)
     tensors, _ = load_module(tmp_path, kind=method.kind, lm_fingerprint=lm.fingerprint)
-    assert set(tensors) == method.keys_for(lm)
-    own = [*module.parameters(), *module.buffers()]
+    kept = method.kept(module)
+    assert set(tensors) == set(kept.state_dict())
+    own = [*kept.parameters(), *kept.buffers()]
     assert sum(t.numel() for t in tensors.values()) == sum(t.numel() for t in own)
