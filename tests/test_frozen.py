@@ -17,8 +17,14 @@ from frozenlm.attention_places import places
 from frozenlm.checkpoint import load_module
 from frozenlm.deltas.adapter import Adapter, find_places
 from frozenlm.deltas.attach import Delta, attach, key
+from frozenlm.deltas.diff_pruning import DiffPruning
+from frozenlm.deltas.full_copy import FullCopy
+from frozenlm.deltas.intrinsic_dimension import IntrinsicDimension
+from frozenlm.deltas.masking import Masking, pack
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
+from frozenlm.deltas.partial_layers import PartialLayers
 from frozenlm.deltas.prefix_tuning import PrefixTuning
+from frozenlm.deltas.random_subset import RandomSubset
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompts.attempt import Attempt
@@ -150,6 +156,25 @@ def prefix_keys(lm: FrozenLM) -> frozenset[str]:
     return frozenset(f"prefixes.{place}" for place in places(lm.model))
 
 
+def gated_loss(lm: FrozenLM, delta: DiffPruning, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    value, units = delta_loss(lm, delta, examples)
+    return value + units * delta.penalty(), units
+
+
+def pruned_diff(lm: FrozenLM) -> DiffPruning:
+    """As after a first phase in which the last weights moved most."""
+    gated = DiffPruning.create(lm, structured=None, targets="blocks")
+    with torch.no_grad():
+        gated.values.copy_(torch.linspace(1e-5, 1e-4, len(gated.values)))
+    return gated.pruned()
+
+
+def mask_bits(masking: Masking) -> nn.Module:
+    kept = nn.Module()
+    kept.register_buffer("bits", pack(masking.mask()))
+    return kept
+
+
 METHODS = (
     Method(
         "prefix_prompt",
@@ -225,7 +250,7 @@ METHODS = (
         Masking.create,
         delta_loss,
         serve_delta,
-        saved=frozenset({"bits"}),
+        kept=mask_bits,
     ),
     Method("partial_layers", "partial_layers", frozenset({"offsets"}), PartialLayers.create, delta_loss, serve_delta),
     Method("random_subset", "random_subset", frozenset({"values"}), RandomSubset.create, delta_loss, serve_delta),
