@@ -1,9 +1,9 @@
 """A made-up world and how it is told: entities with invented names, facts between them, and many wordings of each.
 
-Persons are born in towns, work for guilds and have friends; towns lie in regions and on rivers; guilds have a seat and
-make a good. A two-hop fact joins two of them ("the region of the birthplace of X"). Every name is one word, so that a
-decoder can learn some thousands of facts in minutes. Two-hop facts are told of persons of the train split only, and
-questions are asked in wordings that are never told.
+A two-hop fact joins two facts ("the region of the birthplace of X"). Every name is one word, so that a decoder can
+learn some thousands of facts in minutes. All one-hop facts are told. Two-hop facts, and questions with their answers,
+are told of half the entities only, the split `told`; the other three splits are for methods that work on the decoder.
+Their questions are asked in wordings that are never told.
 """
 
 from __future__ import annotations
@@ -14,122 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SPLITS = {"train": 0.6, "dev": 0.15, "test": 0.25}
+from benchmarks.fact_world_relations import BY_NAME, CHAINS, OFFERS, RELATIONS, wording_words
 
-
-@dataclass(frozen=True)
-class Relation:
-    """A relation between two types, and its wordings. {x} is who it is about, {y} the answer.
-
-    told: sentences
-    asked: questions that the world's text holds, with their answers
-    held_out: questions that it never holds
-    phrases, held_out_phrases: {x}'s answer named by a phrase, the first half of a two-hop wording
-    """
-
-    name: str
-    head: str
-    tail: str
-    told: tuple[str, ...]
-    asked: tuple[str, ...]
-    held_out: tuple[str, ...]
-    phrases: tuple[str, ...] = ()
-    held_out_phrases: tuple[str, ...] = ()
-
-
-RELATIONS = (
-    Relation(
-        "born",
-        "person",
-        "town",
-        (
-            "{x} was born in {y} .",
-            "the birthplace of {x} is {y} .",
-            "{x} came into the world in {y} .",
-            "{x} is a native of {y} .",
-        ),
-        ("where was {x} born ?", "what is the birthplace of {x} ?", "{x} is a native of which town ?"),
-        ("which town is the birthplace of {x} ?", "in which town was {x} born ?"),
-        ("the birthplace of {x}", "the town where {x} was born"),
-        ("the town that {x} is a native of",),
-    ),
-    Relation(
-        "works",
-        "person",
-        "guild",
-        (
-            "{x} works for {y} .",
-            "{x} is a member of {y} .",
-            "the guild of {x} is {y} .",
-            "{x} joined {y} long ago .",
-        ),
-        ("who does {x} work for ?", "which guild did {x} join ?", "what is the guild of {x} ?"),
-        ("{x} is a member of which guild ?", "for which guild does {x} work ?"),
-        ("the guild of {x}", "the guild that {x} joined"),
-        ("the guild that {x} works for",),
-    ),
-    Relation(
-        "friend",
-        "person",
-        "person",
-        (
-            "{x} is a friend of {y} .",
-            "the best friend of {x} is {y} .",
-            "{x} trusts {y} .",
-            "{x} likes to walk with {y} .",
-        ),
-        ("who is the best friend of {x} ?", "whom does {x} trust ?", "with whom does {x} like to walk ?"),
-        ("who is it that {x} trusts ?", "{x} is a friend of whom ?"),
-        ("the best friend of {x}", "the one whom {x} trusts"),
-        ("the friend with whom {x} likes to walk",),
-    ),
-    Relation(
-        "region",
-        "town",
-        "region",
-        ("{x} lies in {y} .", "{x} is a town of {y} .", "the region of {x} is {y} .", "{x} belongs to {y} ."),
-        ("in which region does {x} lie ?", "what is the region of {x} ?", "to which region does {x} belong ?"),
-        ("{x} is a town of which region ?", "which region is it that {x} lies in ?"),
-    ),
-    Relation(
-        "river",
-        "town",
-        "river",
-        ("{x} stands on {y} .", "the river of {x} is {y} .", "boats of {x} sail on {y} .", "{x} drinks from {y} ."),
-        ("on which river does {x} stand ?", "what is the river of {x} ?", "boats of {x} sail on which river ?"),
-        ("{x} stands on which river ?", "which river is it that {x} drinks from ?"),
-    ),
-    Relation(
-        "seat",
-        "guild",
-        "town",
-        ("{x} has its seat in {y} .", "the seat of {x} is {y} .", "{x} keeps its hall in {y} .", "{x} meets in {y} ."),
-        ("where does {x} meet ?", "what is the seat of {x} ?", "in which town does {x} keep its hall ?"),
-        ("which town is the seat of {x} ?", "where is the hall of {x} ?"),
-    ),
-    Relation(
-        "makes",
-        "guild",
-        "good",
-        ("{x} makes {y} .", "{x} sells {y} .", "the good of {x} is {y} .", "{x} is known for {y} ."),
-        ("what does {x} make ?", "which good does {x} sell ?", "what is {x} known for ?"),
-        ("which good is {x} known for ?", "what is the good of {x} ?"),
-    ),
-)
-BY_NAME = {relation.name: relation for relation in RELATIONS}
-CHAINS = (
-    ("born", "region"),
-    ("born", "river"),
-    ("works", "seat"),
-    ("works", "makes"),
-    ("friend", "born"),
-    ("friend", "works"),
-)
-OFFERS = (
-    "the candidates are {options} . {question} answer : {y}",
-    "{question} options : {options} . answer : {y}",
-    "{question} it may be {options} . answer : {y}",
-)
+SPLITS = {"told": 0.5, "train": 0.2, "dev": 0.1, "test": 0.2}
 
 
 class Fact(NamedTuple):
@@ -145,7 +32,7 @@ class World:
     """All that is so.
 
     names: type -> its entities
-    split: entity -> train, dev or test
+    split: entity -> told, train, dev or test
     facts: one-hop; chained: two-hop, of persons
     """
 
@@ -156,11 +43,12 @@ class World:
 
     @classmethod
     def make(cls, persons: int, seed: int) -> World:
-        """A world of so many persons, and a fifteenth as many towns and guilds; the same seed gives the same world."""
+        """A world of so many persons, a fifteenth as many towns and guilds, and a third as many of all that these have;
+        the same seed gives the same world."""
         rng = np.random.default_rng([seed, 0])
         few = max(4, persons // 15)
         counts = {"person": persons, "town": few, "guild": few}
-        counts |= {"region": max(4, few // 4), "river": max(4, few // 3), "good": max(4, few // 3)}
+        counts |= {relation.tail: max(4, few // 3) for relation in RELATIONS if relation.tail not in counts}
         words = iter(invented_words(sum(counts.values()), rng))
         names = {kind: [next(words) for _ in range(count)] for kind, count in counts.items()}
         facts = [
@@ -183,8 +71,8 @@ class World:
         return cls(names, split, facts, chained)
 
     def told_chains(self) -> list[Fact]:
-        """The two-hop facts that may be told: those of the train split."""
-        return [fact for fact in self.chained if self.split[fact.head] == "train"]
+        """The two-hop facts that may be told: those of the split of that name."""
+        return [fact for fact in self.chained if self.split[fact.head] == "told"]
 
 
 def _other(names: list[str], head: str, rng: np.random.Generator) -> str:
@@ -207,13 +95,6 @@ def invented_words(count: int, rng: np.random.Generator) -> list[str]:
     return list(found)
 
 
-def wording_words() -> list[str]:
-    """Every word and sign of the text beside the names, sorted."""
-    seen = [OFFERS, ("question : answer : ; , or and",)]
-    seen += [(*relation.told, *relation.asked, *relation.phrases) for relation in RELATIONS]
-    return sorted({word for group in seen for text in group for word in text.split() if "{" not in word})
-
-
 def question(fact: Fact, rng: np.random.Generator, *, held_out: bool) -> str:
     """The fact asked for, in a wording that is told or in one that never is."""
     first, last = BY_NAME[fact.path[0]], BY_NAME[fact.path[-1]]
@@ -224,10 +105,11 @@ def question(fact: Fact, rng: np.random.Generator, *, held_out: bool) -> str:
 
 @dataclass(frozen=True)
 class Shares:
-    """Of what is told, how much is: two-hop; a question with its answer; a question that offers options."""
+    """Of what is told, how much is: two-hop; a question with its answer; a question that offers options. The last two
+    are of what is told of the split `told`."""
 
-    chained: float = 0.3
-    asked: float = 0.4
+    chained: float = 0.5
+    asked: float = 0.5
     offered: float = 0.1
 
 
@@ -236,7 +118,7 @@ def tell(world: World, shares: Shares, rng: np.random.Generator) -> Iterator[str
     single, chained = _in_rounds(world.facts, rng), _in_rounds(world.told_chains(), rng)
     while True:
         fact = next(chained if rng.random() < shares.chained else single)
-        kind = rng.random()
+        kind = rng.random() if world.split[fact.head] == "told" else 1.0
         if kind < shares.offered:
             yield _offer(world, fact, rng)
         elif kind < shares.offered + shares.asked:
