@@ -4,9 +4,10 @@
     python benchmarks/ten_tasks.py run --out runs/ten_tasks --seeds 1 --steps 600   # does more training change it?
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
-Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. Three questions, in this
-order: equal training examples on ten tasks; two and five tasks instead of ten; equal trained parameters (those of one
-prompt a task). A run that is there is not run again, so the whole can be stopped and split over machines.
+Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. The questions, in this order:
+equal training examples on ten tasks; two and five tasks instead of ten, with as many rows in all; equal trained
+parameters (those of one prompt a task); two and five tasks with as many rows a task as ten have; tasks that were left
+out of the training. A run that is there is not run again, so the whole can be stopped and split over machines.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from pipelines.loader import load_config
 
 METHODS = ("one_prompt", "task_prompts", "idpg", "attempt", "id_pt")
 SOURCES = ("sst2", "trec", "rte", "ag_news")
+UNSEEN = ("ag_news", "mrpc")
+STEPS_A_TASK = 20  # of the ten tasks' 200
 HIDDEN = 384  # of wiki-opt-22m and of MiniLM
 BUDGET = 10 * 10 * HIDDEN  # one prompt of ten vectors for each of ten tasks
 
@@ -63,6 +66,11 @@ def runs(seeds: int, steps: int) -> Iterator[Run]:
     for seed in range(seeds):
         yield from (Run(method, tasks, seed) for tasks in (2, 5) for method in ("one_prompt", "id_pt"))
         yield from (Run(method, 10, seed, "parameters") for method in ("id_pt", "one_prompt", "idpg", "attempt"))
+    for seed in range(seeds):
+        for tasks in (2, 5):
+            yield from (Run(m, tasks, seed, "rows", tasks * STEPS_A_TASK) for m in ("one_prompt", "id_pt"))
+    for seed in range(seeds):
+        yield from (Run(method, 10, seed, "unseen") for method in ("one_prompt", "id_pt"))
 
 
 def equal_parameters(method: str) -> list[str]:
@@ -101,7 +109,10 @@ def configured(run: Run, out: Path) -> Multitask:
             *changes,
         ],
     )
-    return config.model_copy(update={"tasks": config.tasks[: run.tasks]})  # type: ignore[no-any-return]
+    tasks = config.tasks[: run.tasks]
+    if run.equal == "unseen":
+        tasks = [task.model_copy(update={"seen": task.name not in UNSEEN}) for task in tasks]
+    return config.model_copy(update={"tasks": tasks})  # type: ignore[no-any-return]
 
 
 def make_sources(out: Path) -> None:
@@ -130,6 +141,7 @@ def measure(config: Multitask, out: Path, about: dict[str, Any]) -> None:
         "ci95": metrics["mean"]["ci95"],
         "tasks_scores": {name: task["score"] for name, task in metrics["tasks"].items()},
         "majority": {name: task.get("majority_accuracy") for name, task in metrics["tasks"].items()},
+        "mean_unseen": metrics.get("mean_unseen", {}).get("score"),
         "lm_weights_changed": metrics["lm_weights_changed"],
     }
     with (out / "results.jsonl").open("a") as stream:
