@@ -4,8 +4,8 @@
     python benchmarks/ten_tasks.py run --out runs/ten_tasks --seeds 1 --steps 600   # does more training change it?
     python benchmarks/ten_tasks.py table --out runs/ten_tasks
 
-Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. The questions, in this order:
-equal training examples on ten tasks; two and five tasks instead of ten, with as many rows in all; equal trained
+Every run trains through configs/ten_tasks_*.yaml and is measured on each task's test rows. The questions, in this
+order: equal training examples on ten tasks; two and five tasks instead of ten, with as many rows in all; equal trained
 parameters (those of one prompt a task); two and five tasks with as many rows a task as ten have; tasks that were left
 out of the training. A run that is there is not run again, so the whole can be stopped and split over machines.
 """
