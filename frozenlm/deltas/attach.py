@@ -177,7 +177,10 @@ def parameter_of(model: nn.Module, name: str) -> nn.Parameter:
     """
     owner, _, leaf = name.rpartition(".")
     try:
-        found = model.get_submodule(owner)._parameters.get(leaf)
+        part = model.get_submodule(owner)
+        while leaf not in part._parameters and "base_layer" in part._modules:  # under a wrapper of peft
+            part = part.get_submodule("base_layer")
+        found = part._parameters.get(leaf)
     except AttributeError:
         found = None
     if found is None:

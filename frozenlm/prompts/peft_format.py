@@ -49,7 +49,7 @@ def to_peft(prompt: SoftPrompt, folder: Path | str, lm: "FrozenLM", *, base_name
     }
     folder = Path(folder)
     vectors = prompt().detach().cpu().contiguous()
-    _check_finite(vectors, folder)
+    check_finite(vectors, folder)
     atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: vectors}))
     atomic_write_json(folder / CONFIG_NAME, config)
 
@@ -60,7 +60,7 @@ def from_peft(folder: Path | str, lm: "FrozenLM") -> SoftPrompt:
     Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     kind = config.get("peft_type")
     if kind != "PROMPT_TUNING":
         raise CheckpointError(f"{folder / CONFIG_NAME}: peft_type is {kind!r}; only PROMPT_TUNING holds a soft prompt")
@@ -79,12 +79,16 @@ def from_peft(folder: Path | str, lm: "FrozenLM") -> SoftPrompt:
             "or a multiple of it"
         )
     vectors = rows[:length].float()
-    _check_finite(vectors, path)
+    check_finite(vectors, path)
     check_width(vectors, lm, path)
     return SoftPrompt(vectors, position="prefix")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object of an `adapter_config.json`.
+
+    Raises: CheckpointError when it is missing, a link, too long or not an object.
+    """
     try:
         if path.is_symlink() or path.stat().st_size > MAX_JSON_BYTES:
             raise CheckpointError(f"{path} is a link or longer than {MAX_JSON_BYTES} bytes; expected a peft config")
@@ -98,7 +102,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _check_finite(vectors: Any, where: Path) -> None:
+def check_finite(vectors: Any, where: Path) -> None:
+    """Refuses numbers that are not finite or too large.
+
+    Raises: CheckpointError.
+    """
     largest = float(vectors.abs().max()) if vectors.numel() else 0.0
     # `not <=` rather than `>`: NaN compares false with everything.
     if not largest <= MAX_MAGNITUDE:
