@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pipelines.config import DeltaBlock
 
 CLASSES = {
-    "lora": ("lora", "LoRA"),
-    "ia3": ("lora", "IA3"),
+    **dict.fromkeys(("lora", "rslora", "dora", "loha", "lokr", "vera", "ia3"), ("lora", "PeftDelta")),
     "adapter": ("adapter", "Adapter"),
     "bitfit": ("bitfit", "BitFit"),
     "prefix_tuning": ("prefix_tuning", "PrefixTuning"),
+    "p_tuning_v2": ("p_tuning_v2", "PTuningV2"),
     "diff_pruning": ("diff_pruning", "DiffPruning"),
     "masking": ("masking", "Masking"),
     "partial_layers": ("partial_layers", "PartialLayers"),

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from pipelines.config_comparison import ComparedMethod, check_comparison
-from pipelines.config_deltas import Delta, DeltaBlock
+from pipelines.config_deltas import Delta, DeltaBlock, DiffPruning
 from pipelines.config_reading import (
     LM,
     Evaluation,
@@ -50,6 +50,7 @@ from pipelines.config_recursion import (
     When,
     WhenOrRule,
     check_prompts,
+    check_rates,
     check_retrieval,
     check_textual,
 )
@@ -237,6 +238,7 @@ class NeuralRecursion(Recursion):
     @model_validator(mode="after")
     def _prompts_apart(self) -> Self:
         check_prompts([block.name for block in (self.prompt, self.plain_prompt) if block is not None])
+        check_rates(self.training, self.prompt)
         return self
 
     @property
@@ -383,6 +385,7 @@ __all__ = [
     "DeltaBlock",
     "Dense",
     "Device",
+    "DiffPruning",
     "Encoder",
     "Evaluation",
     "FirstPassCache",

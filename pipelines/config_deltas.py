@@ -1,7 +1,8 @@
 """The config blocks of delta tuning: one block a method, which is all that the files in configs/delta/ differ in.
 
-Which layers a delta changes is `targets`: all dense layers within the LM's blocks, those of attention or of the
-feed-forward layers, or endings of names such as [q_proj, v_proj].
+Which weights a delta covers is `targets`: all dense layers within the blocks, those of attention or of the feed-forward
+layers, or endings of names such as [q_proj, v_proj]; where a delta may cover more, `blocks` is everything within the
+blocks and `model` every parameter.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from pydantic import Discriminator, Field
 
 from pipelines.config_values import Block, Name, Positive, Rate
 
-Targets = Literal["all", "attention", "feed_forward"] | Annotated[list[str], Field(min_length=1)]
+Endings = Annotated[list[str], Field(min_length=1)]
+Dense = Literal["all", "attention", "feed_forward"] | Endings
+Weights = Literal["model", "blocks", "all", "attention", "feed_forward"] | Endings
 AboveZero = Annotated[float, Field(gt=0, le=1)]
-Dropout = Annotated[float, Field(ge=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DeltaBlock(Block):
@@ -26,16 +29,50 @@ class DeltaBlock(Block):
         """What the method's `create` takes, by name."""
         return self.model_dump(exclude={"kind", "name"})
 
+    def rates(self, learning_rate: float) -> dict[str, float]:
+        """Parameters that learn at a rate of their own, as multiples of the run's."""
+        return {}
+
 
 class LoRA(DeltaBlock):
-    """LoRA (arXiv 2106.09685) and its relatives, by `peft`."""
+    """LoRA (arXiv 2106.09685), rsLoRA (2312.03732) or DoRA (2402.09353), by `peft`. Without `targets` queries and
+    values."""
 
-    kind: Literal["lora"]
+    kind: Literal["lora", "rslora", "dora"]
     rank: Positive = 8
     alpha: Rate = 16
-    dropout: Dropout = 0.0
-    targets: Targets = "attention"
-    variant: Literal["lora", "rslora", "dora"] = "lora"
+    dropout: BelowOne = 0.0
+    targets: Dense | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """By peft's names."""
+        named = {"r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout}
+        return {"method": self.kind, "targets": self.targets, **named}
+
+
+class KroneckerOrHadamard(DeltaBlock):
+    """LoHa (arXiv 2108.06098) or LoKr (2309.14859), by `peft`."""
+
+    kind: Literal["loha", "lokr"]
+    rank: Positive = 8
+    alpha: Rate = 8
+    targets: Dense | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """By peft's names."""
+        return {"method": self.kind, "targets": self.targets, "r": self.rank, "alpha": self.alpha}
+
+
+class VeRA(DeltaBlock):
+    """VeRA (arXiv 2310.11454), by `peft`."""
+
+    kind: Literal["vera"]
+    rank: Positive = 256
+    targets: Dense | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """By peft's names."""
+        return {"method": self.kind, "targets": self.targets, "r": self.rank}
 
 
 class IA3(DeltaBlock):
@@ -43,62 +80,117 @@ class IA3(DeltaBlock):
 
     kind: Literal["ia3"]
 
+    def sizes(self) -> dict[str, Any]:
+        """By peft's names."""
+        return {"method": self.kind}
+
 
 class Adapter(DeltaBlock):
-    """Adapters: `houlsby` (arXiv 1902.00751), `pfeiffer` (2005.00247) or `parallel` (2110.04366)."""
+    """Adapters: `houlsby` (arXiv 1902.00751), `pfeiffer` (2005.00247) or `parallel` (2110.04366) of `width` units."""
 
     kind: Literal["adapter"]
-    form: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
-    bottleneck: Positive = 32
+    form: Literal["houlsby", "pfeiffer", "parallel"] = "pfeiffer"
+    width: Positive = 16
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    scale: Rate | None = None
+    cross: bool = False
 
 
 class BitFit(DeltaBlock):
-    """BitFit (arXiv 2106.10199): offsets of biases. `extra` gives a model without biases some."""
+    """BitFit (arXiv 2106.10199): offsets of biases. `extra` gives dense layers without a bias one."""
 
     kind: Literal["bitfit"]
+    which: Literal["all", "query_and_intermediate"] | Endings = "all"
+    norms: bool = True
     extra: bool = False
 
 
 class PrefixTuning(DeltaBlock):
-    """Prefix tuning (arXiv 2101.00190): keys and values in front of every layer's own."""
+    """Prefix tuning (arXiv 2101.00190): `length` keys and values in front of every layer's own, which begin at those of
+    `init`, a text."""
 
     kind: Literal["prefix_tuning"]
-    length: Positive = 10
+    length: Positive = 20
+    reparametrise: bool = True
+    embedding_size: Positive | None = None
+    middle_size: Positive = 512
+    position_offset: bool = True
+    init: Annotated[str, Field(min_length=1)] | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """With the text as an initialiser."""
+        return super().sizes() | {"init": _from_text(self.init)}
+
+
+class PTuningV2(DeltaBlock):
+    """P-tuning v2 (arXiv 2110.07602): prefix tuning without a network around it."""
+
+    kind: Literal["p_tuning_v2"]
+    length: Positive = 20
+    position_offset: bool = True
+    init: Annotated[str, Field(min_length=1)] | None = None
+
+    def sizes(self) -> dict[str, Any]:
+        """With the text as an initialiser."""
+        return super().sizes() | {"init": _from_text(self.init)}
 
 
 class DiffPruning(DeltaBlock):
-    """DiffPruning (arXiv 2012.07463): a sparse difference, found by gates and then pruned to `share`."""
+    """DiffPruning (arXiv 2012.07463): a difference whose gates learn to close; then only the largest `share` of it
+    stays and is trained for `retrain` times the steps again."""
 
     kind: Literal["diff_pruning"]
     share: AboveZero = 0.005
+    structured: Literal["tensor", "layer"] | None = "tensor"
+    penalty: Rate = 1.25e-7
+    gate_learning_rate: Rate = 0.1
+    retrain: AboveZero = 0.5
+    targets: Weights = "model"
+
+    def sizes(self) -> dict[str, Any]:
+        """Without what only training needs."""
+        return self.model_dump(exclude={"kind", "name", "gate_learning_rate", "retrain"})
+
+    def rates(self, learning_rate: float) -> dict[str, float]:
+        """Gates have a rate of their own."""
+        gates = ["alpha", *(["group_alpha"] if self.structured is not None else [])]
+        return dict.fromkeys(gates, self.gate_learning_rate / learning_rate)
 
 
 class Masking(DeltaBlock):
-    """Masking (arXiv 2004.12406): weights left out, one bit each."""
+    """Masking (arXiv 2004.12406): which weights are left out, one bit each; `masked` is their share at the start."""
 
     kind: Literal["masking"]
-    targets: Targets = "all"
+    targets: Dense = "all"
+    masked: BelowOne = 0.05
+    threshold: float = 0.01
 
 
 class PartialLayers(DeltaBlock):
-    """The last `blocks` blocks, as differences from the frozen ones."""
+    """The last `blocks` blocks, as offsets from the frozen ones."""
 
     kind: Literal["partial_layers"]
     blocks: Positive = 1
+    final_norm: bool = False
 
 
 class RandomSubset(DeltaBlock):
-    """A random share of the weights."""
+    """A random `share` of the weights."""
 
     kind: Literal["random_subset"]
     share: AboveZero = 0.005
+    targets: Weights = "all"
 
 
 class IntrinsicDimension(DeltaBlock):
-    """Intrinsic dimension (arXiv 2012.13255): all weights move within a random subspace of `dimension` numbers."""
+    """Intrinsic dimension (arXiv 1804.08838; with `scales` SAID, 2012.13255): all weights move within a random subspace
+    of `dimension` numbers."""
 
     kind: Literal["intrinsic_dimension"]
     dimension: Positive = 1000
+    scales: Literal["tensor", "layer"] | None = "layer"
+    projection: Literal["fastfood", "dense"] = "fastfood"
+    targets: Weights = "model"
 
 
 class FullCopy(DeltaBlock):
@@ -107,12 +199,23 @@ class FullCopy(DeltaBlock):
     kind: Literal["full_copy"]
 
 
+def _from_text(text: str | None) -> Any:
+    if text is None:
+        return None
+    from frozenlm.deltas.prefix_initializers import from_real_text
+
+    return from_real_text(text)
+
+
 Delta = Annotated[
     LoRA
+    | KroneckerOrHadamard
+    | VeRA
     | IA3
     | Adapter
     | BitFit
     | PrefixTuning
+    | PTuningV2
     | DiffPruning
     | Masking
     | PartialLayers

@@ -1,7 +1,7 @@
 """Trains one prompt method or delta on a mixture of tasks; arXiv 2204.10019, section 2, trains ID-PT on P3's mixture.
 
 The rows of a run are drawn beforehand, all of them, so that a resumed run sees the same ones. Our choice: the best step
-is the one with the highest mean over the tasks' dev scores.
+is the one with the highest mean over the tasks' dev scores. DiffPruning is two runs, with gates and then pruned.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from frozenlm.context_cache import ContextCache
 from frozenlm.deltas.attach import using
 from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.saved_bytes import saved_bytes
-from frozenlm.training import fit
+from frozenlm.train_settings import TrainSettings
+from frozenlm.training import FitResult, fit
 from pipelines import build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
@@ -75,9 +77,9 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
 
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
         with saved_bytes(lm.model) as saved, using(lm, module) as prompt:
-            value = prompt_loss(lm, prompt, batch, unit=training.loss_unit)
+            value, units = prompt_loss(lm, prompt, batch, unit=training.loss_unit)
         kept.append(saved.total)
-        return value
+        return value + units * module.penalty() if hasattr(module, "penalty") else value, units
 
     read = ContextCache(lm) if lm.kind == "decoder" else None  # dev contexts, for suffix prompts
 
@@ -99,26 +101,40 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         return scores | {"score": mean}
 
     folder = module_folder(config, block.name)
-    result = fit(
-        module,
-        examples=examples,
-        loss=loss,
-        out=folder.parent / f"{block.name}.run",
-        settings=loop_settings(training, config.seed),
-        evaluate=score,
-        lengths=None,
-        identity={
-            "examples": _digest(examples),
-            "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
-            "prompt": block.model_dump(mode="json", exclude={"unseen"}),
-            "encoder": encoder.fingerprint if encoder is not None else None,
-            "loss_unit": training.loss_unit,
-        },
-        lm=lm,
-        trackers=training.trackers,
-        log=log,
-        restart=restart,
-    )
+    settings = loop_settings(training, config.seed)
+
+    def fitted(settings: TrainSettings, run: str, rates: Mapping[str, float]) -> FitResult:
+        return fit(
+            module,
+            examples=examples,
+            loss=loss,
+            out=folder.parent / f"{block.name}.{run}",
+            settings=settings,
+            rates=rates,
+            evaluate=score,
+            lengths=None,
+            identity=identity,
+            lm=lm,
+            trackers=training.trackers,
+            log=log,
+            restart=restart,
+        )
+
+    identity = {
+        "examples": _digest(examples),
+        "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
+        "prompt": block.model_dump(mode="json", exclude={"unseen"}),
+        "encoder": encoder.fingerprint if encoder is not None else None,
+        "loss_unit": training.loss_unit,
+    }
+    result = fitted(settings, "run", block.rates(settings.learning_rate) if isinstance(block, c.DeltaBlock) else {})
+    if isinstance(block, c.DiffPruning):
+        module = module.pruned()
+        trained = sum(p.numel() for p in module.parameters())
+        log(f"pruned to {trained:,} numbers, which are trained again")
+        steps = max(1, round(block.retrain * settings.steps))
+        settings = replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps))
+        result = _both(result, fitted(settings, "pruned.run", {}))
     if encoder is not None:
         encoder.assert_unchanged()
     module.save(folder, lm)
@@ -140,6 +156,19 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "lm_weights_changed": result.verification.changed if result.verification is not None else None,
         "encoder_weights_changed": encoder.verify().changed if encoder is not None else None,
     }
+
+
+def _both(first: FitResult, second: FitResult) -> FitResult:
+    """Two runs, one after the other, as one; the second decides."""
+    moved = [entry | {"step": entry["step"] + first.steps} for entry in second.history]
+    return replace(
+        second,
+        steps=first.steps + second.steps,
+        best_step=first.steps + second.best_step,
+        history=[*first.history, *moved],
+        seconds=first.seconds + second.seconds,
+        already_trained=first.already_trained and second.already_trained,
+    )
 
 
 def _encoded(coder: RowEncoder, rows: Sequence[TaskRow]) -> dict[str, Example]:

@@ -1,0 +1,72 @@
+"""Every delta of a config, trained, saved, measured and served beside others, on a toy world."""
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from frozenlm.checkpoint import load_module
+from pipelines.build_deltas import CLASSES, delta_class
+from pipelines.config_deltas import Delta
+from pipelines.evaluation.multitask import evaluate_multitask
+from pipelines.pipeline import Pipeline
+from pipelines.training import train
+from tests.pipelines.toy_multitask import configured, make_world
+
+BLOCKS: list[dict[str, Any]] = [
+    {"kind": "lora", "rank": 2},
+    {"kind": "dora", "rank": 2},
+    {"kind": "rslora", "rank": 2},
+    {"kind": "loha", "rank": 2},
+    {"kind": "lokr", "rank": 2},
+    {"kind": "vera", "rank": 4},
+    {"kind": "ia3"},
+    {"kind": "adapter", "width": 4},
+    {"kind": "bitfit"},
+    {"kind": "prefix_tuning", "length": 3, "middle_size": 8},
+    {"kind": "p_tuning_v2", "length": 3, "init": "the cat"},
+    {"kind": "diff_pruning", "share": 0.01},
+    {"kind": "masking"},
+    {"kind": "partial_layers"},
+    {"kind": "random_subset", "share": 0.01},
+    {"kind": "intrinsic_dimension", "dimension": 16},
+    {"kind": "full_copy"},
+]
+
+
+def test_every_kind_of_delta_has_a_class_and_is_tried_here() -> None:
+    union = get_args(get_args(Delta)[0])
+    kinds = {kind for block in union for kind in get_args(block.model_fields["kind"].annotation)}
+    assert kinds == set(CLASSES) == {block["kind"] for block in BLOCKS}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block["kind"])
+def test_a_delta_is_trained_measured_and_served(tmp_path: Path, block: dict[str, Any]) -> None:
+    world = make_world(tmp_path, "opt")  # has biases, and dense layers that peft knows
+    config = configured(world, prompt=None, delta=block | {"name": "d"})
+    summary = train(config)
+    assert summary["lm_weights_changed"] == 0 and summary["trained_parameters"] > 0 and summary["saved_bytes"] > 0
+    with Pipeline.from_config(config) as pipeline:
+        metrics = evaluate_multitask(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
+        assert metrics["lm_weights_changed"] == 0
+        tuned, plain = pipeline("text the cat is red answer"), pipeline.answer(["the nile"], modules=[None])[0]
+        both = pipeline.answer(["text the cat is red answer", "the nile"], modules=["d", None])
+        assert [one.text for one in both] == [tuned.text, plain.text]
+        assert both[0].score == pytest.approx(tuned.score, abs=1e-5) and tuned.module == "d"
+        lm = pipeline.lm  # type: ignore[union-attr]
+        delta = delta_class(block["kind"]).load(world / "work" / "modules" / "d", lm)
+        assert sum(p.numel() for p in delta.parameters()) <= sum(p.numel() for p in lm.model.parameters())
+
+
+def test_diff_pruning_is_two_runs(tmp_path: Path) -> None:
+    config = configured(make_world(tmp_path), prompt=None, delta={"kind": "diff_pruning", "name": "d", "share": 0.01})
+    summary = train(config)
+    assert summary["steps"] == 4 + 2  # retrain is half of the steps
+    tensors, _ = load_module(tmp_path / "work" / "modules" / "d", kind="diff_pruning")
+    assert set(tensors) == {"values", "index"} and len(tensors["values"]) == summary["trained_parameters"]
+    assert [entry["step"] for entry in summary["history"] if "score" in entry] == [2, 4, 6]
+    again = train(config)
+    assert again["already_trained"] and torch.equal(
+        load_module(tmp_path / "work" / "modules" / "d", kind="diff_pruning")[0]["values"], tensors["values"]
+    )
