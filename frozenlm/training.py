@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenlm.errors import FrozenLMError, FrozenViolationError
-from frozenlm.optim import build_optimizer, trained_parameters
+from frozenlm.optim import build_optimizer, set_rate, trained_parameters
 from frozenlm.train_data import BatchOrder, derived_seed, split_evenly
 from frozenlm.train_progress import StopRequest, TrainProgress, delayed_interrupt, make_accelerator
 from frozenlm.train_settings import TrainSettings
@@ -47,7 +47,7 @@ class FitResult:
     steps: optimizer steps of the whole run, resumed parts included
     best_step, best_score: the step whose weights the module now holds, and its score; no score without `evaluate`
     history: entries {step, loss, learning_rate[, score, and further scores by name]}; loss is the mean since the entry
-        before
+        before, the rate that of parameters without one of their own
     seconds: time spent training, over all resumed parts
     resumed_from: the step this call began at; 0 for a new run
     already_trained: the run was finished before this call
@@ -73,6 +73,7 @@ def fit(
     loss: Loss[T],
     out: Path | str,
     settings: TrainSettings,
+    rates: Mapping[str, float] | None = None,
     evaluate: Evaluate | None = None,
     lengths: Sequence[int] | None = None,
     identity: Mapping[str, Any] | None = None,
@@ -89,6 +90,9 @@ def fit(
     loss: gets a list of examples, returns their summed loss and the number of units summed over; a step's gradient is
         that of sum / units over the whole batch, however it is cut into micro-batches or spread over processes
     out: folder of the saved state; a folder holds one run
+    rates: parameters that learn at another rate than the others: multiples of the settings' rate by prefix of the
+        parameter's name, the longest one counts ({"prompt": 10.0} is for `prompt.vectors` too); the schedule holds for
+        all
     evaluate: returns the dev score (see `Evaluate`); runs in eval mode without gradient
     lengths: [N] tokens an example; given, batches hold examples of like length
     identity: JSON values that, beside the settings, make this run what it is (data hash, initialisation, template)
@@ -96,7 +100,8 @@ def fit(
     restart: throw away the state in `out` and begin again
 
     Raises:
-        ConfigError: no data, nothing to train, or `out` holds a run with other settings.
+        ConfigError: no data, nothing to train, a rate for parameters that are not there, or `out` holds a run with
+            other settings.
         CheckpointError: the state in `out` is damaged, or cannot be written.
         FrozenLMError: the loss or the gradient is not finite; the state of the last save is intact.
         FrozenViolationError: a weight of the LM has changed.
@@ -112,7 +117,7 @@ def fit(
         "module": {name: [str(p.dtype), *p.shape] for name, p in trained_parameters(module).items()},
         "lm": None if lm is None else lm.fingerprint,
         "task": dict(identity or {}),
-    }
+    } | ({"rates": dict(rates)} if rates else {})  # absent without, as in states of earlier versions
     run = _Run(
         module=module,
         examples=examples,
@@ -121,7 +126,7 @@ def fit(
         evaluate=evaluate,
         folder=RunFolder(out, what),
         order=BatchOrder(len(examples), settings.batch_size, seed=settings.seed, lengths=lengths),
-        optimizer=build_optimizer(module, settings),
+        optimizer=build_optimizer(module, settings, rates),
         accelerator=accelerator,
         tracked=bool(trackers),
         log=log or logger.info,
@@ -240,8 +245,7 @@ class _Run:
         if not (math.isfinite(mean) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise FrozenLMError(self._not_finite(step, mean, norm, units))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.step()
         return mean
 

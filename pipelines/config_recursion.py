@@ -170,10 +170,12 @@ class FirstPassCache(Block):
 
 
 class NeuralTraining(Training):
-    """Training of connector and prompt on packed contexts, in one loop. `unanswerable` and `add_gold` are those of a
-    reader's training."""
+    """Training of connector and prompt on packed contexts, in one loop. `prompt_learning_rate` is the peak rate of the
+    prompt, which as a rule is far above a connector's; without it both learn at `learning_rate`. `unanswerable` and
+    `add_gold` are those of a reader's training."""
 
     learning_rate: Rate = 1e-3
+    prompt_learning_rate: Rate | None = None
     unanswerable: Literal["skip", "keep"] = "skip"
     add_gold: bool = False
 
@@ -182,6 +184,15 @@ def check_retrieval(retriever: Any, reranker: Any) -> None:
     """Raises ValueError for a re-ranker that has nothing to rank."""
     if retriever is None and reranker is not None:
         raise ValueError("a reranker needs a retriever block; leave it out for closed-book questions")
+
+
+def check_rates(training: NeuralTraining | None, prompt: LastPassPrompt | None) -> None:
+    """Raises ValueError for a rate of a prompt that is not there."""
+    if prompt is None and training is not None and training.prompt_learning_rate is not None:
+        raise ValueError(
+            f"training.prompt_learning_rate is {training.prompt_learning_rate}, but the config has no prompt block; "
+            "leave one out, or add the other"
+        )
 
 
 def check_prompts(names: Sequence[str]) -> None:

@@ -63,6 +63,7 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
         loss=loss,
         out=folder.parent / f"{config.connector.name}.run",
         settings=loop_settings(training, config.seed),
+        rates=prompt_rate(training),
         evaluate=(lambda: -mean_recursion_loss(model, dev, first_pass=cache)) if dev else None,
         lengths=[example.length for example in examples],
         identity={
@@ -103,6 +104,12 @@ def _tuned(
     firsts = [one.plain for one in made if one.plain is not None]
     lasts = [one.generation.text for one in made]
     return tune_when(config, model.lm, dev, firsts, lasts, modules(model, plain), log)
+
+
+def prompt_rate(training: c.NeuralTraining) -> dict[str, float]:
+    """What `fit` takes as rates: the prompt's as a multiple of the connector's."""
+    rate = training.prompt_learning_rate
+    return {} if rate is None else {"prompt": rate / training.learning_rate}
 
 
 def _starting_prompt(config: c.NeuralRecursion, lm: Any) -> SoftPrompt:

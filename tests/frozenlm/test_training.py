@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frozenlm.errors import ConfigError, FrozenLMError, FrozenViolationError, MissingExtraError
+from frozenlm.optim import rate_multiples
 from frozenlm.train_data import BatchOrder, split_evenly
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
@@ -104,6 +105,78 @@ def test_rates_by_hand() -> None:
     cosine = TrainSettings(steps=4, learning_rate=2.0, schedule="cosine")
     assert [cosine.rate_at(step) for step in range(4)] == pytest.approx([2, 1 + math.sqrt(0.5), 1, 1 - math.sqrt(0.5)])
     assert TrainSettings(steps=4, learning_rate=0.3).rate_at(3) == 0.3
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_parameters_may_have_rates_of_their_own(tmp_path: Path, optimizer: Any) -> None:
+    """A first step is as long as its rate, whatever the gradient."""
+    settings = replace(SETTINGS, steps=1, learning_rate=0.01, optimizer=optimizer)
+    moved: dict[str, dict[str, Tensor]] = {}
+    for name, rates in (("alike", None), ("apart", {"2": 10.0, "2.bias": 0.5})):
+        module = wide_module()
+        before = {key: p.detach().clone() for key, p in module.named_parameters()}
+        history = fit(
+            module,
+            examples=range(8),
+            loss=lambda rows, module=module: (module(torch.ones(len(rows), 3)).sum(), len(rows)),
+            out=tmp_path / f"{name}-{optimizer}",
+            settings=settings,
+            rates=rates,
+            progress=False,
+        ).history
+        assert history[-1]["learning_rate"] == 0.01
+        moved[name] = {key: p.detach() - before[key] for key, p in module.named_parameters()}
+    for key, times in (("0.weight", 1.0), ("0.bias", 1.0), ("2.weight", 10.0), ("2.bias", 0.5)):
+        torch.testing.assert_close(moved["apart"][key], times * moved["alike"][key], rtol=1e-3, atol=1e-6)
+
+
+def test_the_schedule_holds_for_every_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[float, float]] = []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self: seen.append({g["multiple"]: g["lr"] for g in self.param_groups})
+    )
+    data = torch.ones(8, 3)
+    module = wide_module()
+    fit(
+        module,
+        examples=range(8),
+        loss=lambda rows: (module(data[rows]).sum(), len(rows)),
+        out=tmp_path,
+        settings=TrainSettings(steps=4, learning_rate=0.5, schedule="linear"),
+        rates={"0": 2.0},
+        progress=False,
+    )
+    assert seen == [{2.0: 1.0, 1.0: 0.5}, {2.0: 0.75, 1.0: 0.375}, {2.0: 0.5, 1.0: 0.25}, {2.0: 0.25, 1.0: 0.125}]
+
+
+def test_the_longest_whole_prefix_counts() -> None:
+    names = ["prompt.vectors", "prompts.vectors", "prompt.head.weight", "gate"]
+    found = rate_multiples(names, {"prompt": 10, "prompt.head": 3, "gate": 0.5})
+    assert found == {"prompt.vectors": 10.0, "prompts.vectors": 1.0, "prompt.head.weight": 3.0, "gate": 0.5}
+    with pytest.raises(ConfigError, match=r"'pro', but none of the 4 trained parameters.*'prompt\.vectors', 'prompts"):
+        rate_multiples(names, {"pro": 10})
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="expected a finite number above 0"):
+            rate_multiples(names, {"gate": bad})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_rates_of_one_change_no_bit(tmp_path: Path, optimizer: Any) -> None:
+    ended = []
+    for number, rates in enumerate((None, {"0": 1.0})):
+        module = wide_module()
+        data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+        fit(
+            module,
+            examples=range(8),
+            loss=lambda rows, module=module, data=data: (module(data[rows]).square().sum(), len(rows)),
+            out=tmp_path / str(number),
+            settings=replace(SETTINGS, optimizer=optimizer, weight_decay=0.1),
+            rates=rates,
+            progress=False,
+        )
+        ended.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(*ended)
 
 
 def test_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:

@@ -80,6 +80,35 @@ def test_ctrl_c_saves_and_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert torch.equal(again.a, whole.a)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_rates_of_parameters_are_part_of_the_run_and_survive_a_stop(tmp_path: Path, optimizer: str) -> None:
+    data = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, optimizer=optimizer, schedule="cosine", weight_decay=0.1)
+
+    def run(folder: str, rates: dict[str, float] | None, stop_at: int | None = None) -> Tensor:
+        module, calls = wide_module(), []
+
+        def loss(rows: list[int]) -> tuple[Tensor, int]:
+            calls.append(1)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return module(data[rows]).square().sum(), len(rows)
+
+        fit(module, examples=range(8), loss=loss, out=tmp_path / folder, settings=settings, rates=rates, progress=False)
+        return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+    rates = {"0": 3.0, "0.bias": 0.1}
+    whole = run("whole", rates)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", rates, stop_at=9)
+    with pytest.raises(ConfigError, match=r"rates\.0: stored 3\.0, now 2\.0"):
+        run("cut", rates | {"0": 2.0})
+    with pytest.raises(ConfigError, match=r"rates: stored .*now 'absent'"):
+        run("cut", None)
+    assert torch.equal(run("cut", rates), whole)
+    assert not torch.equal(run("alike", None), whole)
+
+
 def test_nan_loss_names_the_step_and_loses_nothing(tmp_path: Path) -> None:
     whole = Slope()
     train(whole, tmp_path / "whole")
