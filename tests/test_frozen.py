@@ -30,7 +30,12 @@ from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompts.attempt import Attempt
 from frozenlm.prompts.idpg import IDPG
 from frozenlm.prompts.input_dependent import InputDependentPrompt
-from frozenlm.prompts.interface import PromptInput, PromptModule, placed
+from frozenlm.prompts.interface import PromptInput, PromptModule, prompted
+from frozenlm.prompts.intrinsic import IntrinsicPrompt
+from frozenlm.prompts.low_rank import LowRankPrompt
+from frozenlm.prompts.p_tuning import PTuning
+from frozenlm.prompts.prompt_autoencoder import PromptAutoEncoder, reconstruction_loss
+from frozenlm.prompts.slots import SlottedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.prompts.task_prompts import TaskPrompts
 from frozenlm.recursion.connector import Connector
@@ -48,10 +53,8 @@ DECODERS = ("gpt2", "opt", "llama")
 def serve_prompt(lm: FrozenLM, module: PromptModule) -> None:
     """Measure and use a prompt as the pipelines do."""
     mean_loss(lm, module, EXAMPLES)
-    rows = [
-        placed(module.segments([example.source])[0], [Tokens.of(example.context)], module.position)
-        for example in EXAMPLES
-    ]
+    contexts = [[Tokens.of(example.context)] for example in EXAMPLES]
+    rows = prompted(module, contexts, [example.source for example in EXAMPLES])
     lm.generate(rows, max_new_tokens=4)
     lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
     lm.score(rows, [list(example.answer) for example in EXAMPLES])
@@ -123,6 +126,30 @@ ID_PT_KEYS = frozenset(
 )
 
 TASKS = ("task0", "task1")
+
+LSTM_KEYS = tuple(
+    f"lstm.{part}_l{layer}{way}"
+    for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    for layer in (0, 1)
+    for way in ("", "_reverse")
+)
+P_TUNING_KEYS = {
+    form: frozenset({"embedding", *lstm, *(f"head.{layer}.{part}" for layer in (0, 2) for part in ("weight", "bias"))})
+    for form, lstm in {
+        "lama": (*LSTM_KEYS, "anchor"),
+        "fewshot": LSTM_KEYS,
+        "mlp": ("anchor",),
+    }.items()
+}
+
+
+def p_tuning(lm: FrozenLM, form: Any) -> PTuning:
+    return PTuning.create(lm, (1, 2), form=form, anchor="anchor" in P_TUNING_KEYS[form])
+
+
+def autoencoder(lm: FrozenLM) -> PromptAutoEncoder:
+    return PromptAutoEncoder.create(lm, TaskPrompts.create(lm, TASKS, 3), dimension=6)
+
 
 CONNECTOR_KEYS = frozenset(
     f"bridges.0.{name}"
@@ -205,6 +232,38 @@ METHODS = (
         "idpg",
         frozenset({"prompt", "rule", "down", "bias", "up"}),
         lambda lm: IDPG.create(lm, toy_encoder("bert"), 3, phm=4),
+    ),
+    Method("slotted_prompt", "slotted_prompt", frozenset({"vectors"}), lambda lm: SlottedPrompt.create(lm, (1, 2))),
+    *(
+        Method(f"p_tuning_{form}", "p_tuning", P_TUNING_KEYS[form], lambda lm, form=form: p_tuning(lm, form))
+        for form in P_TUNING_KEYS
+    ),
+    Method(
+        "low_rank_prompt",
+        "low_rank_prompt",
+        frozenset({"left", "right"}),
+        lambda lm: LowRankPrompt.create(lm, 3, rank=2),
+    ),
+    Method(
+        "projected_prompt",
+        "low_rank_prompt",
+        frozenset({"left", "right", "initial"}),
+        lambda lm: LowRankPrompt.create(lm, 3, rank=2, form="projection"),
+    ),
+    Method(
+        "prompt_autoencoder",
+        "prompt_autoencoder",
+        frozenset(
+            {"prompts", *(f"{layer}.{part}" for layer in ("down", "hidden", "up") for part in ("weight", "bias"))}
+        ),
+        autoencoder,
+        reconstruction_loss,
+    ),
+    Method(
+        "intrinsic_prompt",
+        "intrinsic_prompt",
+        frozenset({"code"}),
+        lambda lm: IntrinsicPrompt.create(lm, autoencoder(lm).decoder()),
     ),
     Method(
         "attempt",

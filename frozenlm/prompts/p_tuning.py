@@ -125,7 +125,12 @@ class PTuning(nn.Module):
 
     def forward(self) -> Tensor:
         """[P, H]"""
-        hidden = self.embedding if self.lstm is None else self.lstm(self.embedding)[0]
+        hidden = self.embedding
+        if self.lstm is not None:
+            # On a CPU the LSTM with gradient and the one without differ in the last bits: always the one with.
+            with torch.enable_grad():
+                states = self.lstm(hidden)[0]
+            hidden = states if torch.is_grad_enabled() else states.detach()
         written: Tensor = self.head(hidden).float()
         return written if self.anchor is None else self.anchor + written
 

@@ -49,6 +49,11 @@ class RecursiveLM:
                 f"the connector makes vectors {connector.hidden_size} wide, the LM's embeddings are {lm.hidden_size}; "
                 "make a connector for this LM"
             )
+        if prompt is not None and prompt.position == "around":
+            raise ConfigError(
+                "a prompt in slots around the context cannot stand in the last pass, whose context is vectors; use one "
+                "whose slots are all before or all behind it"
+            )
         self.lm, self.connector, self.prompt = lm, connector, prompt
         trained: dict[str, nn.Module] = {"connector": connector}
         if isinstance(prompt, nn.Module):
