@@ -17,6 +17,7 @@ from frozenlm.checkpoint import atomic_write_json
 from frozenlm.errors import CheckpointError, ConfigError
 
 SHARE = 0.9
+ROUNDING = 1e-9  # 0.9 x 0.8 is a little above 0.72 in floating point
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class D90:
     @property
     def is_monotone(self) -> bool:
         """Whether the measured dimensions agree with the search: all below d90 miss the target, all above reach it."""
-        reached = [score >= self.target for score in self.scores.values()]
+        reached = [_reaches(score, self.target) for score in self.scores.values()]
         return reached == sorted(reached)
 
 
@@ -84,7 +85,7 @@ def d90_search(
             scores[dimension] = score
             if path is not None:
                 atomic_write_json(path, {"target": target, "scores": {str(d): s for d, s in sorted(scores.items())}})
-        return scores[dimension] >= target
+        return _reaches(scores[dimension], target)
 
     if not reaches(grid[-1]):
         return D90(None, target, dict(sorted(scores.items())))
@@ -93,6 +94,10 @@ def d90_search(
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(grid[middle]) else (middle + 1, high)
     return D90(grid[high], target, dict(sorted(scores.items())))
+
+
+def _reaches(score: float, target: float) -> bool:
+    return score >= target * (1 - ROUNDING)
 
 
 def _known(path: Path, target: float) -> dict[int, float]:
