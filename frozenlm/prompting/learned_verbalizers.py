@@ -50,7 +50,8 @@ class _LabelVectors(nn.Module):
 
         Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
         """
-        config = {"words": self.manual.table, **self._settings()}
+        # A list, since JSON files are written with sorted keys and the order of labels is that of the vectors.
+        config = {"words": [[label, list(words)] for label, words in self.manual.table.items()], **self._settings()}
         save_module(folder, self.state_dict(), config, lm_fingerprint=host.fingerprint, kind=self.KIND)
 
     def _settings(self) -> dict[str, Any]:
@@ -64,8 +65,8 @@ class _LabelVectors(nn.Module):
             folder, kind=cls.KIND, lm_fingerprint=host.fingerprint, allow_other_lm=allow_other_lm
         )
         try:
-            return tensors, config, Verbalizer(config["words"])
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            return tensors, config, Verbalizer(dict(config["words"]))
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{folder} holds no words of labels: {error}; save the verbalizer again") from error
 
 

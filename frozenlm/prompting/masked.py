@@ -7,7 +7,8 @@ model's own.
 Shapes: B rows, k masks of a row, V vocabulary, H' width of what the vocabulary layer reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ class FrozenMaskedLM:
     def device(self) -> torch.device:
         """Where the embeddings lie."""
         return self.encoder.device
+
+    @contextmanager
+    def changed(self, name: str) -> Iterator[None]:
+        """For the while, the LM runs with something attached (`deltas/attach.py`). It keeps no memory to be marked."""
+        with self.encoder.changed(name):
+            yield
 
     def verify(self) -> Verification:
         """Compare every weight and buffer with what it was at load, bit by bit."""

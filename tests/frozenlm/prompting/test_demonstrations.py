@@ -1,0 +1,168 @@
+"""In-context learning: which demonstrations, never the query, a budget of whole ones, and one reading of a prefix."""
+
+import pytest
+import torch
+
+from frozenlm.errors import ConfigError
+from frozenlm.prompting.calibration import ContextualCalibration
+from frozenlm.prompting.classify import Prompt, probabilities
+from frozenlm.prompting.demonstrations import Demonstrations
+from frozenlm.prompting.scoring import Question, word_scores
+from frozenlm.prompting.template import Template
+from frozenlm.prompting.verbalizer import Verbalizer
+from frozenlm.rows import row_length, text_ids
+from tests.toys import WINDOW, toy_encoder, toy_lm, toy_masked_lm, toy_sentinel_lm
+
+TEMPLATE = Template.parse("text: {text} answer: {answer}")
+WORDS = Verbalizer({"pos": "blue", "neg": "red"})
+LONG = Verbalizer({"pos": "the blue river", "neg": "red"})
+POOL = [
+    {"id": f"d{n}", "text": text, "label": ("pos", "neg")[n % 2]}
+    for n, text in enumerate(
+        ["king paris", "king london", "cat dog", "cat mat", "nile river", "amazon river", "who was"]
+    )
+]
+QUERIES = [{"text": "king berlin"}, {"text": "cat sat"}, {"text": "green"}]
+
+
+def bag(texts) -> torch.Tensor:
+    """Each text's words, counted, in a vocabulary made as it goes."""
+    return torch.stack([torch.tensor([float(word in text.split()) for word in VOCABULARY]) for text in texts])
+
+
+VOCABULARY = sorted({word for record in [*POOL, *QUERIES] for word in record["text"].split()})
+
+
+def demos(**settings) -> Demonstrations:
+    return Demonstrations(POOL, **{"k": 2, "embed": bag, **settings})
+
+
+def test_nearest_are_those_that_share_words() -> None:
+    chosen = demos(choose="nearest").chosen(QUERIES, TEMPLATE)
+    assert chosen[:2] == [[0, 1], [2, 3]]
+
+
+def test_diverse_are_far_from_each_other_and_random_is_seeded() -> None:
+    [[first, second, third]] = demos(choose="diverse", k=3).chosen(QUERIES[:1], TEMPLATE)
+    vectors = torch.nn.functional.normalize(bag([record["text"] for record in POOL]), dim=1)
+    assert (
+        float(vectors[first] @ vectors[second]) == float(vectors[[first, second]] @ vectors[third] @ torch.ones(2)) == 0
+    )
+    draws = [demos(seed=seed).chosen(QUERIES, TEMPLATE) for seed in (0, 0, 1, 2)]
+    assert draws[0] == draws[1] and draws[0][0] == draws[0][1] and len({str(draw) for draw in draws}) > 1
+
+
+@pytest.mark.parametrize("choose", ["random", "nearest", "diverse"])
+def test_a_demonstration_is_never_the_query(choose: str) -> None:
+    pool = demos(choose=choose, k=len(POOL))
+    for place, record in enumerate(POOL):
+        same_text, same_id = {"text": f" {record['text'].upper()}\n"}, {"id": record["id"], "text": "another"}
+        for query in (record, same_text, same_id):
+            [chosen] = pool.chosen([query], TEMPLATE)
+            assert sorted([*chosen, place]) == list(range(len(POOL)))
+
+
+def test_what_the_lm_reads() -> None:
+    lm = toy_lm()
+    for order, texts in (("best_last", ["king london", "king paris"]), ("best_first", ["king paris", "king london"])):
+        prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(choose="nearest", order=order))
+        [filled] = prompt.fill(lm, QUERIES[:1])
+        words = [WORDS.word(next(r["label"] for r in POOL if r["text"] == text), where="") for text in texts]
+        shown = "".join(f"text: {text} answer: {word}\n\n" for text, word in zip(texts, words, strict=True))
+        assert text_ids(filled.row) == (*lm.bos_ids, *lm.encode(shown + "text: king berlin answer:"))
+
+
+def test_a_budget_drops_whole_demonstrations_the_worst_first() -> None:
+    lm = toy_lm()
+    one = len(lm.encode("text: king paris answer: blue\n\n"))
+    for budget, kept in ((2 * one, 2), (2 * one - 1, 1), (one, 1), (one - 1, 0), (0, 0)):
+        prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(choose="nearest", budget=budget))
+        [filled] = prompt.fill(lm, QUERIES[:1])
+        assert (row_length(filled.prefix), filled.dropped, filled.cut) == (kept * one, 2 - kept, 0)
+        if kept == 1:
+            assert "paris" in lm.decode(text_ids(filled.prefix))
+
+
+@pytest.mark.parametrize("make", [toy_lm, toy_masked_lm, toy_sentinel_lm], ids=["gpt2", "bert", "t5"])
+def test_the_window_drops_demonstrations_and_never_cuts_the_query(make) -> None:
+    host = make()
+    query = {"text": " ".join(["green"] * 60)}
+    prompt = Prompt(TEMPLATE, LONG, demonstrations=demos(k=7), max_tokens=WINDOW)
+    [filled] = prompt.fill(host, [query])
+    [alone] = Prompt(TEMPLATE, LONG, max_tokens=WINDOW).fill(host, [query])
+    assert filled.cut == alone.cut == 0 and filled.body[0].ids == alone.body[0].ids
+    assert 0 < filled.dropped < 7 and len(filled.prefix) == 7 - filled.dropped
+    assert filled.length <= WINDOW - 2 * (host.kind != "encoder-decoder")  # two more pieces of the longest word
+    found = prompt.classify(host, [query])[0]
+    assert found.dropped == filled.dropped and sum(found.probabilities.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("make", [toy_lm, lambda: toy_lm("llama", padding_side="left"), toy_masked_lm, toy_sentinel_lm])
+@pytest.mark.parametrize("verbalizer", [WORDS, LONG], ids=["single", "long"])
+def test_batched_equals_one_by_one_and_shared_equals_unshared(make, verbalizer: Verbalizer) -> None:
+    host = make()
+    for choose in ("random", "nearest"):
+        prompt = Prompt(
+            TEMPLATE,
+            verbalizer,
+            demonstrations=demos(choose=choose),
+            calibration=ContextualCalibration(),
+            max_tokens=90,
+        )
+        together = prompt.classify(host, QUERIES)
+        for batch_tokens in (60, 200):
+            for mine, again in zip(together, prompt.classify(host, QUERIES, batch_tokens=batch_tokens), strict=True):
+                assert again.probabilities == pytest.approx(dict(mine.probabilities), abs=1e-5)
+        for mine, query in zip(together, QUERIES, strict=True):
+            assert prompt.classify(host, [query])[0].probabilities == pytest.approx(dict(mine.probabilities), abs=1e-5)
+        with torch.no_grad():
+            questions = [Question(one, verbalizer) for one in prompt.fill(host, QUERIES)]
+            shared, apart = word_scores(host, questions), word_scores(host, questions, share=False)
+        for one, other in zip(shared, apart, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+def batches(lm, prompt: Prompt, queries: list) -> list[tuple[int, int]]:
+    """[rows, columns] of each batch that goes through the LM."""
+    seen: list[tuple[int, int]] = []
+    hook = lm.model.transformer.h[0].register_forward_hook(
+        lambda block, args, out: seen.append(tuple(args[0].shape[:2]))
+    )
+    with torch.no_grad():
+        probabilities(lm, [(prompt, one) for one in prompt.fill(lm, queries)])
+    hook.remove()
+    return seen
+
+
+def test_a_shared_prefix_is_read_once() -> None:
+    lm = toy_lm()
+    one = len(lm.encode("text: king paris answer: blue\n\n"))
+    prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(seed=1))
+    assert batches(lm, prompt, [{"text": "green"}] * 5) == [(1, 2 * one), (5, len(lm.encode("text: green answer:")))]
+    calibrated = Prompt(TEMPLATE, WORDS, demonstrations=demos(seed=1), calibration=ContextualCalibration(["a", "the"]))
+    assert [rows for rows, _ in batches(lm, calibrated, [{"text": "green"}] * 5)] == [1, 5 + 2]
+
+
+def test_an_encoders_vectors_will_do() -> None:
+    pool = Demonstrations(POOL, k=3, choose="nearest", embed=toy_encoder("bert").vectors)
+    assert [len(own) for own in pool.chosen(QUERIES, TEMPLATE)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k 0"),
+        ({"choose": "best"}, "choose 'best'"),
+        ({"order": "up"}, "order 'up'"),
+        ({"choose": "nearest", "embed": None}, "needs embed"),
+    ],
+)
+def test_refused_settings(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        demos(**settings)
+
+
+def test_a_demonstration_without_an_answer() -> None:
+    pool = Demonstrations([{"text": "a"}], k=1)
+    with pytest.raises(ConfigError, match="demonstration 0 has no field 'label'"):
+        Prompt(TEMPLATE, WORDS, demonstrations=pool).fill(toy_lm(), QUERIES)

@@ -1,0 +1,100 @@
+"""Automatic templates, words and discrete search."""
+
+import json
+
+import pytest
+import torch
+
+from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.prompting.search import Candidate, propose_templates, propose_words, search
+from frozenlm.prompting.template import Template
+from frozenlm.prompting.verbalizer import Verbalizer
+from tests.toys import VOCAB_SIZE, toy_lm, toy_masked_lm, toy_sentinel_lm
+
+RECORDS = [{"text": "the cat sat", "label": "pos"}, {"text": "who was king", "label": "neg"}]
+WORDS = Verbalizer({"pos": "blue", "neg": "red"})
+SENTINELS = list(range(VOCAB_SIZE, VOCAB_SIZE + 3))
+
+
+def test_proposals_are_templates_with_their_joint_log_probability() -> None:
+    """Every beam is kept, so the best fill of two empty or one-token gaps is found by trying all."""
+    lm = toy_sentinel_lm()
+    found = propose_templates(lm, RECORDS, WORDS, n=6, beams=200, max_tokens=3)
+    assert len(found) == 6 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    for source, _ in found:
+        assert Template.parse(source).fields == ("text",)
+    best = {True: -1e9, False: -1e9}
+    for text_first in (True, False):
+        rows = []
+        for record, word in zip(RECORDS, ("blue", "red"), strict=True):
+            gapped = [SENTINELS[0], *lm.encode(word), SENTINELS[1]]
+            text = lm.encode(record["text"])
+            rows.append([*(text + gapped if text_first else gapped + text), *lm.close_ids])
+        for end in (SENTINELS[2], *lm.eos_ids):
+            answer = [SENTINELS[0], SENTINELS[1], end]
+            total = 0.0
+            for ids in rows:
+                decoder = torch.tensor([[*lm.start_ids, *answer[:-1]]])
+                with torch.no_grad():
+                    logits = lm.model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder).logits[0]
+                logprobs = logits[-3:].log_softmax(dim=1)
+                total += float(logprobs[1, answer[1]] + logprobs[2, answer[2]])
+            best[text_first] = max(best[text_first], total)
+    scores = dict(propose_templates(lm, RECORDS, WORDS, n=10_000, beams=10_000, max_tokens=2))
+    assert scores == {
+        "{text} {answer}": pytest.approx(best[True], abs=1e-3),
+        "{answer} {text}": pytest.approx(best[False], abs=1e-3),
+    }
+    with pytest.raises(ConfigError, match="with the sentinels"):
+        propose_templates(toy_lm("bart"), RECORDS, WORDS)
+
+
+@pytest.mark.parametrize("make", [toy_lm, toy_masked_lm], ids=["gpt2", "bert"])
+def test_proposed_words_are_the_likeliest_whole_words(make) -> None:
+    host = make()
+    template = Template.parse("{text} is {answer}")
+    found = propose_words(host, template, RECORDS, n=3)
+    assert set(found) == {"pos", "neg"} and all(len(own) == 3 for own in found.values())
+    for words in found.values():
+        Verbalizer({"a": words[0], "b": words[1]}).ids(host)
+
+
+def test_search_is_seeded_and_goes_on_where_it_stopped(tmp_path) -> None:
+    templates, words = ["{text} {answer}", "{text}: {answer}"], {"pos": ["blue", "red"], "neg": ["red", "green"]}
+    asked: list[str] = []
+
+    def score(candidate: Candidate) -> float:
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(candidate.key)
+        return float(len(candidate.key))
+
+    settings = {"trials": 5, "path": tmp_path / "s.json", "about": "lm1/dev", "seed": 1}
+    with pytest.raises(KeyboardInterrupt):
+        search(templates, words, score, **settings)
+    first = list(asked)
+    asked.clear()
+    asked_later: list[str] = []
+    found = search(templates, words, lambda c: asked_later.append(c.key) or float(len(c.key)), **settings)
+    assert len(found) == 5 and len(first) == 3 and not set(first) & set(asked_later) and len(asked_later) == 2
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    assert all(len(set(one.candidate.words.values())) == 2 for one in found)  # "red" twice is no candidate
+    again = search(templates, words, lambda c: pytest.fail("scored again"), **settings)
+    assert again == found
+    every = search(templates, words, lambda c: 0.0, **{**settings, "trials": 99, "path": tmp_path / "t.json"})
+    assert len(every) == 2 * (2 * 2 - 1)
+    with pytest.raises(CheckpointError, match="belongs to the search 'lm1/dev'"):
+        search(templates, words, score, **{**settings, "about": "lm2/dev"})
+    (tmp_path / "s.json").write_text(json.dumps([1]))
+    with pytest.raises(CheckpointError, match="is not a search's file"):
+        search(templates, words, score, **settings)
+    with pytest.raises(ConfigError, match="nothing to try"):
+        search([], words, score, **settings)
+
+
+def test_large_spaces_are_drawn_from() -> None:
+    from frozenlm.prompting.search import _drawn
+
+    words = {label: [f"{label}{n}" for n in range(50)] for label in ("a", "b", "c")}
+    drawn = _drawn(["{text} {answer}"], words, 20, 0)
+    assert len({one.key for one in drawn}) == 20 and drawn == _drawn(["{text} {answer}"], words, 20, 0)
