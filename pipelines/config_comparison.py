@@ -15,7 +15,7 @@ Rates = Annotated[list[Rate], Field(min_length=1)]
 
 class ComparedMethod(Block):
     """One method, a prompt or a delta, and what it is trained with. Of several `learning_rates` the one with the best
-    dev score on the first seed is taken, a task at a time."""
+    dev score on the first task with the first seed is taken for all runs."""
 
     prompt: Prompt | None = None
     delta: Delta | None = None

