@@ -136,6 +136,11 @@ class FrozenEncoder:
         """Where the embeddings lie."""
         return self._embedding.weight.device
 
+    @property
+    def codec(self) -> TextCodec:
+        """Text to ids, and the control ids around a text."""
+        return self._codec
+
     @contextmanager
     def changed(self, name: str) -> Iterator[None]:
         """For the while, the encoder runs with something attached (`deltas/attach.py`), and `features` records

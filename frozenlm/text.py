@@ -58,6 +58,20 @@ class TextCodec:
         except (UnicodeEncodeError, TypeError) as error:
             raise FrozenLMError(f"the text is not valid Unicode (a lone surrogate?): {error}") from error
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and the characters (from, to) of the text that each token stands for.
+
+        Raises:
+            ConfigError: the tokenizer is a slow one, which does not know.
+            FrozenLMError: as `encode`.
+        """
+        if self._plain is None:
+            raise ConfigError(
+                f"{type(self.tokenizer).__name__} cannot say which characters a token stands for; use a fast tokenizer"
+            )
+        ids = self.encode(text)
+        return ids, list(self._plain.encode(text, add_special_tokens=False).offsets) if ids else []
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; control tokens leave no trace."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
