@@ -27,6 +27,11 @@ from frozenlm.deltas.prefix_tuning import PrefixTuning
 from frozenlm.deltas.random_subset import RandomSubset
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
+from frozenlm.prompting.classify import Prompt, label_loss
+from frozenlm.prompting.learned_verbalizers import PrototypicalVerbalizer, SoftVerbalizer
+from frozenlm.prompting.soft_slots import SoftSlots
+from frozenlm.prompting.template import Template
+from frozenlm.prompting.verbalizer import Verbalizer
 from frozenlm.prompts.attempt import Attempt
 from frozenlm.prompts.idpg import IDPG
 from frozenlm.prompts.input_dependent import InputDependentPrompt
@@ -58,6 +63,30 @@ def serve_prompt(lm: FrozenLM, module: PromptModule) -> None:
     lm.generate(rows, max_new_tokens=4)
     lm.generate(rows[:2], max_new_tokens=4, num_beams=2)
     lm.score(rows, [list(example.answer) for example in EXAMPLES])
+
+
+SLOTTED = Template.parse("{soft:lead*2} {text} {soft:tail:it is} {answer}")
+
+
+def words() -> Verbalizer:
+    return Verbalizer({"task0": ["blue", "red"], "task1": "the king"})
+
+
+def label_prompt(module: Any) -> tuple[Prompt, list[dict[str, Any]]]:
+    """What is learned about a template or its labels, as a prompt that tells the examples' tasks apart."""
+    slotted = isinstance(module, SoftSlots)
+    prompt = Prompt(SLOTTED, words(), slots=module) if slotted else Prompt(Template.parse("{text} is {answer}"), module)
+    return prompt, [{"text": one.source.text, "label": one.source.task} for one in EXAMPLES]
+
+
+def labels_loss(lm: FrozenLM, module: Any, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    records = [{"text": one.source.text, "label": one.source.task} for one in examples]
+    return label_loss(lm, label_prompt(module)[0], records)
+
+
+def serve_labels(lm: FrozenLM, module: Any) -> None:
+    prompt, records = label_prompt(module)
+    prompt.classify(lm, records)
 
 
 def connector_loss(lm: FrozenLM, connector: Connector, examples: Sequence[Example]) -> tuple[Tensor, int]:
@@ -320,6 +349,30 @@ METHODS = (
         lambda lm: IntrinsicDimension.create(lm, dimension=40),
         delta_loss,
         serve_delta,
+    ),
+    Method(
+        "soft_slots",
+        "soft_slots",
+        frozenset({"vectors.lead", "vectors.tail"}),
+        lambda lm: SoftSlots.create(lm, SLOTTED),
+        labels_loss,
+        serve_labels,
+    ),
+    Method(
+        "soft_verbalizer",
+        "soft_verbalizer",
+        frozenset({"vectors"}),
+        lambda lm: SoftVerbalizer.create(lm, words()),
+        labels_loss,
+        serve_labels,
+    ),
+    Method(
+        "prototypical_verbalizer",
+        "prototypical_verbalizer",
+        frozenset({"projection", "prototypes"}),
+        lambda lm: PrototypicalVerbalizer.create(lm, words()),
+        labels_loss,
+        serve_labels,
     ),
     Method("full_copy", "full_copy", frozenset({"weights"}), FullCopy.create, delta_loss, serve_delta),
 )
