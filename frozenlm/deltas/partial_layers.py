@@ -10,8 +10,9 @@ saved instead of weights, and the norm behind the last block joins only when ask
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,18 +21,24 @@ from frozenlm.checkpoint import load_module, save_module
 from frozenlm.deltas.attach import Host, replaced
 from frozenlm.deltas.attach import blocks as blocks_of
 from frozenlm.deltas.flat import Flat, check_saved
+from frozenlm.deltas.lower_states import LowerStates
 from frozenlm.errors import CheckpointError, ConfigError
 
 KIND = "partial_layers"
 
 
 class PartialLayers(nn.Module):
-    """`offsets` [N] of all weights of the last blocks; made with `create` or `load`."""
+    """`offsets` [N] of all weights of the last blocks; made with `create` or `load`.
+
+    Attributes:
+        lower_states: where states below are kept; None, the default, computes them every time. Never saved.
+    """
 
     def __init__(self, flat: Flat, offsets: Tensor, *, blocks: int, final_norm: bool) -> None:
         super().__init__()
         self.flat, self.blocks, self.final_norm = flat, blocks, final_norm
         self.offsets = nn.Parameter(offsets.float())
+        self.lower_states: LowerStates | None = None
 
     @classmethod
     def create(cls, host: Host, *, blocks: int = 1, final_norm: bool = False, seed: int = 0) -> "PartialLayers":
@@ -55,9 +62,13 @@ class PartialLayers(nn.Module):
         """
         return block_weights * blocks + norm_weights
 
-    def attached(self, model: nn.Module) -> Any:
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
         """The model with its last blocks changed."""
-        return replaced(model, self.flat.added(model, self.offsets))
+        below = [block for _, block in last_stack(model)[: -self.blocks]]
+        known = self.lower_states.over(model, below) if self.lower_states and below else nullcontext()
+        with replaced(model, self.flat.added(model, self.offsets)), known:
+            yield
 
     def save(self, folder: Path | str, lm: Host) -> None:
         """Write the offsets.
