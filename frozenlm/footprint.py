@@ -90,7 +90,7 @@ def prompt_activations(
     with pretended_model(config, "lm", dtype=dtype) as model:
         table = model.get_input_embeddings()
         table.weight.requires_grad_(True)  # the prompt's place: everything after the embeddings depends on it
-        kept = _kept_by(model)
+        kept = kept_by(model)
         logits = answer_tokens * table.num_embeddings * (LOGITS * FLOAT32 + model.dtype.itemsize)
         if config.is_encoder_decoder:
             encoded = tokens + length
@@ -118,23 +118,10 @@ def encoder_activations(
             model.get_input_embeddings().weight.requires_grad_(True)
         else:
             model.requires_grad_(True)
-        return model_growth(model, _kept_by(model)).at(tokens)
+        return model_growth(model, kept_by(model)).at(tokens)
 
 
-def _memory(body: Any, kept: Measure, own: Growth) -> int:
-    """Bytes for each token of a memory: its keys and values, and the copies of them that attention keeps."""
-    held, copies = [], []
-    for before in (2, 3):
-        cache = DynamicCache()
-        with torch.no_grad():
-            measured(kept, partial(read, body, before, cache=cache))
-        layers: Any = cache.layers
-        held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
-        copies.append(measured(kept, partial(read, body, 2, cache=cache, before=before)))
-    return held[1] - held[0] + copies[1] - copies[0] - 2 * own.pair
-
-
-def _kept_by(model: Any) -> Measure:
+def kept_by(model: Any) -> Measure:
     """Adds up what autograd saves in a call, the model's own tensors left out."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
 
@@ -151,3 +138,16 @@ def _kept_by(model: Any) -> Measure:
         return sum(storage.nbytes() for address, storage in storages.items() if address not in own)
 
     return measure
+
+
+def _memory(body: Any, kept: Measure, own: Growth) -> int:
+    """Bytes for each token of a memory: its keys and values, and the copies of them that attention keeps."""
+    held, copies = [], []
+    for before in (2, 3):
+        cache = DynamicCache()
+        with torch.no_grad():
+            measured(kept, partial(read, body, before, cache=cache))
+        layers: Any = cache.layers
+        held.append(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers))
+        copies.append(measured(kept, partial(read, body, 2, cache=cache, before=before)))
+    return held[1] - held[0] + copies[1] - copies[0] - 2 * own.pair

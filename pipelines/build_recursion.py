@@ -221,6 +221,23 @@ def save_threshold(
     return folder
 
 
+def tuned_share(config: Recursion) -> float | None:
+    """The share of dev questions that pay with the threshold that training tuned; None where the config gives one, or
+    none is tuned for its price.
+
+    Raises:
+        CheckpointError: the record is damaged.
+    """
+    from frozenlm.checkpoint import load_module
+
+    block, folder = config.when, threshold_folder(config)
+    if block.threshold is not None or not folder.exists():
+        return None
+    _, facts = load_module(folder, kind=THRESHOLD)
+    tuned = (facts.get("price"), facts.get("max_share")) == (block.price, block.max_share)
+    return float(facts["dev"]["share"]) if tuned else None
+
+
 def when(config: Recursion, lm: FrozenLM, modules: Mapping[str, Any]) -> When:
     """Which questions recurse; a threshold that the config leaves open comes from the workspace.
 

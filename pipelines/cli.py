@@ -45,6 +45,9 @@ ImportOpt = Annotated[
     typer.Option("--allow-import", help="Let the config name a retriever as module:Class; also looks in this folder."),
 ]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+DryOpt = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be trained, its memory and FLOPs; loads no weights.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON, one line a result.")]
 
 
@@ -105,9 +108,7 @@ def ask(
 def train(
     config: ConfigArg,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run and begin again.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained, its memory and FLOPs; loads no weights.")
-    ] = False,
+    dry_run: DryOpt = False,
     as_json: JsonOpt = False,
     set_: SetOpt = None,
     workspace: WorkspaceOpt = None,
@@ -117,11 +118,7 @@ def train(
     loaded = _load(config, set_, workspace)
     hush(quiet)
     if dry_run:
-        from pipelines.dry_run import describe, plan_table
-        from pipelines.show import print_json
-
-        plan = describe(loaded)
-        print_json(results(), plan) if as_json else results().print(plan_table(plan))
+        _show_plan(loaded, as_json)
         return
     from pipelines import show
     from pipelines.training import train as run
@@ -134,6 +131,7 @@ def train(
 def pretrain(
     config: ConfigArg,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an earlier run and begin again.")] = False,
+    dry_run: DryOpt = False,
     as_json: JsonOpt = False,
     set_: SetOpt = None,
     workspace: WorkspaceOpt = None,
@@ -142,6 +140,9 @@ def pretrain(
     """Pretrain the config's connector on plain text. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
     hush(quiet)
+    if dry_run:
+        _show_plan(loaded, as_json, pretrain=True)
+        return
     from pipelines import show
     from pipelines.training import pretrain as run
 
@@ -229,7 +230,7 @@ def compare_methods(
         "runs/method_comparison"
     ),
     list_: Annotated[bool, typer.Option("--list", help="Only name the methods, one a line.")] = False,
-    part: Annotated[str, typer.Option("--part", metavar="I/N", help="Every Nth task from the Ith.")] = "0/1",
+    part: Annotated[str, typer.Option("--part", metavar="I/N", help="Every Nth method from the Ith.")] = "0/1",
     report_only: Annotated[bool, typer.Option("--report", help="Only show what has been run.")] = False,
     as_json: JsonOpt = False,
     set_: SetOpt = None,
@@ -402,6 +403,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return report(error)
     return 0
+
+
+def _show_plan(config: Any, as_json: bool, *, pretrain: bool = False) -> None:
+    from pipelines.dry_run import describe, plan_table
+    from pipelines.show import print_json
+
+    plan = describe(config, pretrain=pretrain)
+    print_json(results(), plan) if as_json else results().print(plan_table(plan))
 
 
 def _overrides(settings: list[str] | None, workspace: str | None) -> list[str]:

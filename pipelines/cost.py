@@ -1,8 +1,9 @@
 """`frozenlm cost`: parameters of what is trained and of the LM, and the FLOPs of one input by component.
 
-Nothing is loaded, read or downloaded but a model's config.json (`pipelines.model_sizes`). How many tokens a question, a
-passage and an answer have is assumed, and what was assumed stands in the result; FLOPs are counted as `frozenlm.shapes`
-says. "One pass" is the frozen LM alone, reading the same text and answering once.
+Nothing is loaded, read or downloaded but a model's config.json (`pipelines.model_sizes`), and the dev figures of a
+tuned threshold. How many tokens a question, a passage and an answer have is assumed, and what was assumed stands in the
+result; FLOPs are counted as `frozenlm.shapes` says. "One pass" is the frozen LM alone, reading the same text and
+answering once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from frozenlm.recursion.connector import Connector
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines import model_sizes
-from pipelines.build_recursion import sizes
+from pipelines.build_recursion import Recursion, sizes, tuned_share
+from pipelines.cost_prompts import trained_numbers
 from pipelines.errors import ConfigError, CorpusError, retrieval_errors
 from retrievers.corpus import estimate_passages
 
@@ -65,6 +67,8 @@ class Cost:
     lm, one_pass: the frozen LM, and its FLOPs alone; None where there is none
     assumptions: what the figures rest on
     not_counted: what is missing from them, and why
+    spared: FLOPs of an input that recursion spares its further passes; None where none is spared
+    paying_share: of inputs that get a second pass, on dev; None where that is not known, and without recursion
     """
 
     components: dict[str, Component] = field(default_factory=dict)
@@ -72,6 +76,19 @@ class Cost:
     one_pass: int | None = None
     assumptions: dict[str, Any] = field(default_factory=dict)
     not_counted: list[str] = field(default_factory=list)
+    spared: int | None = None
+    paying_share: float | None = None
+
+    @property
+    def flops(self) -> int:
+        """Of all components."""
+        return sum(part.flops for part in self.components.values())
+
+    def spare(self, config: Recursion, flops: int) -> None:
+        """Note what an input costs that `when` spares, and on dev how many it does not spare."""
+        self.spared, self.paying_share = flops, tuned_share(config)
+        if self.paying_share is None:
+            self.not_counted.append("the share of inputs that are spared: no threshold is tuned in this workspace")
 
     def read_by_lm(self, lm: ModelShape, tokens: int, answer_tokens: int, *, beams: int, soft_tokens: int) -> None:
         """Add one pass of the LM over a text, and what soft tokens beside the text add to it."""
@@ -89,7 +106,8 @@ class Cost:
     def record(self, kind: str) -> dict[str, Any]:
         """As JSON values."""
         trained = sum(part.trained for part in self.components.values())
-        total = sum(part.flops for part in self.components.values())
+        total, share, spared = self.flops, self.paying_share, self.spared
+        mean = None if share is None or spared is None else round(share * total + (1 - share) * spared)
         return {
             "kind": kind,
             "trained_parameters": trained,
@@ -99,6 +117,9 @@ class Cost:
             "flops_per_input": total,
             "flops_one_pass": self.one_pass,
             "flops_ratio_to_one_pass": total / self.one_pass if self.one_pass else None,
+            "flops_spared_input": spared,
+            "second_pass_share": share,
+            "flops_mean": mean if spared is not None else total,
             "components": {
                 name: {"flops": part.flops, "parameters": part.parameters, "trained_parameters": part.trained}
                 for name, part in self.components.items()
@@ -113,7 +134,9 @@ def cost(config: Any, assumed: Assumed | None = None) -> dict[str, Any]:
 
     Returns:
         kind, trained_parameters, lm_parameters, lm_embedding_parameters, parameter_ratio, flops_per_input,
-        flops_one_pass, flops_ratio_to_one_pass, components, assumptions, not_counted.
+        flops_one_pass, flops_ratio_to_one_pass, flops_spared_input, second_pass_share, flops_mean, components,
+        assumptions, not_counted. Of recursion for unsure inputs only, flops_per_input is what such an input costs,
+        flops_spared_input what another one does, and flops_mean what they cost with the share that dev had.
 
     Raises:
         ConfigError: a model that is not at hand and whose architecture the config does not give; no room for the input.
@@ -182,7 +205,9 @@ def _neural(config: c.NeuralRecursion, assumed: Assumed) -> Cost:
     lm, beams = model_sizes.lm_shape(config.lm), config.generation.num_beams
     if lm.kind != "decoder":
         raise ConfigError("neural recursion needs a decoder-only LM")
-    found = _answered(_passages(config, lm, assumed), config, lm, assumed)
+    found = _passages(config, lm, assumed)
+    before = found.flops
+    found = _answered(found, config, lm, assumed)
     tokens, answer = found.assumptions["input_tokens"], found.assumptions["answer_tokens"]
     shape = sizes(config.connector)
     added = recursion.neural(lm, shape, tokens=tokens, answer_tokens=answer, beams=beams)
@@ -190,44 +215,77 @@ def _neural(config: c.NeuralRecursion, assumed: Assumed) -> Cost:
     found.components["earlier_passes"] = Component(added.earlier)
     found.components["connector"] = Component(added.connector, count, count)
     found.assumptions["passes"] = shape.passes
+    found.paying_share = 1.0
+    if config.when.rule == "below_confidence":
+        plain = config.plain_prompt
+        soft = plain.length if plain is not None else 0
+        alone = flops.generate(lm, tokens + soft, answer).total
+        read_once = plain is None or plain.position == "suffix"
+        shared = flops.generate(lm, tokens, answer).reading if read_once else 0
+        found.components["plain_pass"] = Component(alone - shared, soft * lm.hidden_size)
+        found.assumptions["plain_pass_read_once"] = read_once
+        found.spare(config, before + alone)
     return found
 
 
 def _textual(config: c.TextualRecursion, assumed: Assumed) -> Cost:
     lm, n = model_sizes.lm_shape(config.lm), config.candidates.n
     found = _answered(_passages(config, lm, assumed), config, lm, assumed)
-    tokens, answer = found.assumptions["input_tokens"], found.assumptions["answer_tokens"]
-    question = min(tokens, assumed.question_tokens) if c.retrieves(config) else tokens
-    blocks = [config.prompt, config.second_pass.prompt]
-    soft = [block.length if block is not None else 0 for block in blocks]
-    shared = (
-        tokens > question
-        and lm.kind == "decoder"
-        and all(block is None or block.position == "suffix" for block in blocks)
-    )
-    passes = recursion.textual(
-        lm,
-        before=tokens - question,
-        first=question + soft[0],
-        second=question + n * CANDIDATE_TOKENS + soft[1],
-        answer_tokens=answer,
-        n=n,
-        shared=shared,
-    )
-    read, unsure = found.components.pop("lm_prefill"), config.when.rule == "below_confidence"
+    alone = found.flops
+    tokens = found.assumptions["input_tokens"]
+    passes = textual_flops(config, lm, assumed)
     first = found.components.pop("prompt", Component(0))
-    alone = found.components.pop("lm_decoding").flops + first.flops
-    if unsure:
-        found.components["first_answer"] = Component(read.flops + alone)
-        found.not_counted.append("the questions that are spared the second pass: they cost their first answer only")
+    one_pass = first.flops + sum(found.components.pop(name).flops for name in ("lm_prefill", "lm_decoding"))
+    shared = passages_read_once(config, lm, tokens, assumed)
+    found.paying_share = float(config.answer_by == "second_pass")
+    if config.when.rule == "below_confidence":
+        # The first answer's reading of what stands before the question is the candidates' too.
+        read = lm.body.at(tokens - question_tokens(config, tokens, assumed)) if shared else 0
+        found.components["first_answer"] = Component(one_pass - read)
+        found.spare(config, alone)
     found.components["first_pass_reading"] = Component(passes.candidates.reading, lm.parameters)
     found.components["candidates"] = Component(passes.candidates.answering, first.parameters, first.trained)
+    second = config.second_pass.prompt
     if config.answer_by == "second_pass":
-        size = soft[1] * lm.hidden_size
+        size = (second.length if second is not None else 0) * lm.hidden_size
         found.components["second_pass"] = Component(passes.second.total, size, size)
+    soft = [block.length if block is not None else 0 for block in (config.prompt, second)]
     found.assumptions |= {"candidates": n, "candidate_tokens": CANDIDATE_TOKENS, "soft_tokens": soft}
     found.assumptions["passages_read_once"] = shared
     return found
+
+
+def second_pass_tokens(config: c.TextualRecursion, tokens: int) -> int:
+    """What pass 2 of textual recursion reads of text, where pass 1 reads `tokens`; all samples different."""
+    return tokens + config.candidates.n * CANDIDATE_TOKENS
+
+
+def question_tokens(config: Any, tokens: int, assumed: Assumed) -> int:
+    """Of `tokens` that the LM reads, those that stand behind the passages."""
+    return min(tokens, assumed.question_tokens) if c.retrieves(config) else tokens
+
+
+def passages_read_once(config: c.TextualRecursion, lm: ModelShape, tokens: int, assumed: Assumed) -> bool:
+    """Whether both passes go on from one reading of what stands before the question."""
+    behind = all(block is None or block.position == "suffix" for block in (config.prompt, config.second_pass.prompt))
+    return tokens > question_tokens(config, tokens, assumed) and lm.kind == "decoder" and behind
+
+
+def textual_flops(config: c.TextualRecursion, lm: ModelShape, assumed: Assumed) -> recursion.TextualCost:
+    """Both passes of textual recursion."""
+    tokens = input_tokens(config, lm, assumed)[0]
+    question = question_tokens(config, tokens, assumed)
+    soft = [block.length if block is not None else 0 for block in (config.prompt, config.second_pass.prompt)]
+    most = config.generation.max_new_tokens
+    return recursion.textual(
+        lm,
+        before=tokens - question,
+        first=question + soft[0],
+        second=second_pass_tokens(config, question) + soft[1],
+        answer_tokens=most if assumed.answer_tokens is None else assumed.answer_tokens,
+        n=config.candidates.n,
+        shared=passages_read_once(config, lm, tokens, assumed),
+    )
 
 
 def _multitask(config: c.Multitask, assumed: Assumed) -> Cost:
@@ -249,6 +307,8 @@ def _multitask(config: c.Multitask, assumed: Assumed) -> Cost:
         writing = 2 * network + 2 * (len(block.sources) + 1) * size
     elif isinstance(block, c.InputDependent | c.IDPG):
         trained, writing = _written(found, config, block, lm, tokens)
+    elif isinstance(block, c.PTuning | c.LowRank | c.AutoEncoder | c.Intrinsic):
+        trained = trained_numbers(block, lm.hidden_size)
     beside = flops.soft_tokens(lm, tokens, answer, block.length, beams=beams)
     found.components["prompt"] = Component(writing, trained, trained)
     found.components["prompt_in_lm"] = Component(beside)
@@ -385,6 +445,11 @@ def cost_table(found: dict[str, Any], *, title: str | None = None) -> Group:
     table.add_section()
     everything = sum(part["parameters"] for part in found["components"].values())
     table.add_row("in all", short(everything), short(found["trained_parameters"]), short(total), "")
+    if found["flops_spared_input"] is not None:
+        spared, share, mean = found["flops_spared_input"], found["second_pass_share"], found["flops_mean"]
+        table.add_row("an input that is spared", "", "", short(spared), "")
+        if mean is not None:
+            table.add_row(f"mean ({100 * share:.1f}% recurse, on dev)", "", "", short(mean), "")
     if found["flops_one_pass"]:
         ratios = f"{100 * found['parameter_ratio']:.3g}% of the LM", f"{found['flops_ratio_to_one_pass']:.3f} passes"
         table.add_row("beside the LM alone", "", *ratios, "")

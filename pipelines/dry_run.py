@@ -1,4 +1,5 @@
-"""`frozenlm train --dry-run`: what a training run would train, hold in memory and compute, without loading a model.
+"""`frozenlm train --dry-run`, `frozenlm pretrain --dry-run`: what a training would train, hold in memory and compute,
+without loading a model.
 
 Weights and optimizer state are counted, activations estimated (`frozenlm.footprint`) at the longest row that the config
 allows: a full window and an answer as long as its reserve. How many tokens passages and questions have is assumed as in
@@ -8,131 +9,105 @@ allows: a full window and an answer as long as its reserve. How many tokens pass
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from rich import box
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
-from frozenlm.footprint import StepBytes, encoder_activations, prompt_activations, step_bytes, weight_bytes
+from frozenlm.footprint import encoder_activations, prompt_activations, step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
+from pipelines.plan import Plan, PlannedLM, at_once, shown, soft_prompt
+from pipelines.plan_recursion import neural, pretraining, textual
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One training run.
-
-    module: the name it is saved under
-    rows: that run at once; forward and backward FLOPs of one of them: `row_flops`
-    """
-
-    module: str
-    trained_parameters: int
-    lm_parameters: int | None
-    dtype: str
-    rows: int
-    row_flops: int
-    memory: StepBytes
-    assumptions: dict[str, Any]
-
-
-def describe(config: Any, assumed: Assumed | None = None) -> dict[str, Any]:
-    """The plan of a training run as JSON values.
+def describe(config: Any, assumed: Assumed | None = None, *, pretrain: bool = False) -> dict[str, Any]:
+    """The plan of a training, or of a pretraining, as JSON values.
 
     Returns:
-        kind, module, trained_parameters, lm_parameters, parameter_ratio, dtype, steps, batch_size, rows_at_once,
-        flops_per_step, flops, memory (bytes: frozen, trained, gradients, optimizer, activations, total), assumptions.
+        kind, module, trained_parameters, lm_parameters, parameter_ratio, dtype, flops, memory (bytes: frozen, trained,
+        gradients, optimizer, activations, total; of the run that takes most), assumptions and not_counted of all of it;
+        stages: of each module that is trained its runs, steps, batch_size, rows_at_once, flops_per_step and the like.
+        Where there is one, what it says stands beside the others too.
 
     Raises:
         ConfigError: nothing to train in this config, or a model that is not at hand (`pipelines.model_sizes`).
         CheckpointError: a model folder whose config.json is missing or damaged.
     """
+    plans = _pretrained(config) if pretrain else _trained(config, assumed or Assumed())
+    fullest = max(plans, key=lambda plan: plan.memory.total)
+    trained, lm = sum(plan.trained_parameters for plan in plans), fullest.lm_parameters
+    alone = plans[0].record() if len(plans) == 1 else {}
+    return alone | {
+        "kind": config.kind,
+        "module": ", ".join(plan.module for plan in plans),
+        "trained_parameters": trained,
+        "lm_parameters": lm,
+        "parameter_ratio": trained / lm if lm else None,
+        "dtype": fullest.dtype,
+        "flops": sum(plan.flops for plan in plans),
+        "memory": fullest.record()["memory"],
+        "assumptions": fullest.assumptions,
+        "not_counted": [line for plan in plans for line in plan.not_counted],
+        "stages": [plan.record() for plan in plans],
+    }
+
+
+def _trained(config: Any, assumed: Assumed) -> list[Plan]:
     training = getattr(config, "training", None)
     if training is None:
         raise ConfigError(f"this config of kind {config.kind} has no training block; there is nothing to train")
     function = PLANS.get(config.kind)
     if function is None:
         raise ConfigError(f"no plan for training a config of kind {config.kind}; there is one for {', '.join(PLANS)}")
-    plan = function(config, training, assumed or Assumed())
-    a_batch = plan.rows * training.gradient_accumulation * plan.row_flops
-    return {
-        "kind": config.kind,
-        "module": plan.module,
-        "trained_parameters": plan.trained_parameters,
-        "lm_parameters": plan.lm_parameters,
-        "parameter_ratio": plan.trained_parameters / plan.lm_parameters if plan.lm_parameters else None,
-        "dtype": plan.dtype,
-        "steps": training.steps,
-        "batch_size": training.batch_size,
-        "rows_at_once": plan.rows,
-        "flops_per_step": a_batch,
-        "flops": training.steps * a_batch,
-        "memory": asdict(plan.memory) | {"total": plan.memory.total},
-        "assumptions": plan.assumptions,
-    }
+    return function(config, training, assumed)
 
 
-def _prompt(config: c.FrozenReader | c.ClosedBook, training: c.PromptTraining, assumed: Assumed) -> Plan:
+def _pretrained(config: Any) -> list[Plan]:
+    if not isinstance(config, c.NeuralRecursion):
+        raise ConfigError(f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector")
+    return pretraining(config)
+
+
+def _reader(config: c.FrozenReader | c.ClosedBook, training: c.PromptTraining, assumed: Assumed) -> list[Plan]:
     block = config.prompt
     if block is None:
         raise ConfigError("training a reader needs both a prompt and a training block")
-    found = model_config(config.lm, "lm")
-    dtype = lm_dtype(config.lm, found)
-    model = meta_model(found, "lm", dtype=dtype)
-    lm = ModelShape.of_lm(model)
-    tokens, answer = input_tokens(config, lm, assumed)[0], config.packing.answer_reserve
-    remembered = block.position == "suffix" and lm.kind == "decoder"
-    rows = _at_once(training)
-    kept = prompt_activations(
-        found, dtype=dtype, tokens=tokens, answer_tokens=answer, length=block.length, remembered=remembered
-    )
-    memory = step_bytes(
-        frozen=weight_bytes(model),
-        trained=[(block.length, lm.hidden_size)],
-        optimizer=training.optimizer,
-        activations=rows * kept,
-    )
-    whole = flops.score(lm, tokens + block.length, answer).total
-    read = flops.score(lm, tokens, answer).reading if remembered else 0
-    return Plan(
-        block.name,
-        block.length * lm.hidden_size,
-        lm.parameters,
-        str(dtype).removeprefix("torch."),
-        rows,
-        read + 2 * (whole - read),  # back through a frozen LM costs as much as forth
-        memory,
-        {"input_tokens": tokens, "answer_tokens": answer, "context_read_once": remembered},
-    )
+    lm = PlannedLM.of(config.lm)
+    tokens = input_tokens(config, lm.shape, assumed)[0]
+    return [soft_prompt(lm, block, training, tokens=tokens, answer=config.packing.answer_reserve)]
 
 
-def _mixture(config: c.Multitask, training: c.TaskTraining, assumed: Assumed) -> Plan:
+def _mixture(config: c.Multitask, training: c.TaskTraining, assumed: Assumed) -> list[Plan]:
     """A prompt method on tasks: every input as long as the config allows."""
     block = config.prompt
     if block is None:
         raise ConfigError("training on tasks needs both a prompt and a training block")
-    found = model_config(config.lm, "lm")
-    dtype = lm_dtype(config.lm, found)
-    model = meta_model(found, "lm", dtype=dtype)
-    lm = ModelShape.of_lm(model)
+    planned = PlannedLM.of(config.lm)
+    lm = planned.shape
     tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
     answer = config.input.answer_tokens
     counted = cost(config, Assumed(input_tokens=tokens, answer_tokens=1))
     trained = counted["trained_parameters"]
     remembered = block.position == "suffix" and lm.kind == "decoder"
-    rows = _at_once(training)
+    rows = at_once(training)
     kept = prompt_activations(
-        found, dtype=dtype, tokens=tokens, answer_tokens=answer, length=block.length, remembered=remembered
+        planned.config,
+        dtype=planned.dtype,
+        tokens=tokens,
+        answer_tokens=answer,
+        length=block.length,
+        remembered=remembered,
     )
-    frozen, encoding = weight_bytes(model), 0
+    frozen, encoding = planned.bytes, 0
     if isinstance(block, c.InputDependent | c.IDPG) and config.encoder is not None:
         reader = model_config(config.encoder, "encoder")
         held = lm_dtype(config.encoder, reader)
@@ -147,11 +122,11 @@ def _mixture(config: c.Multitask, training: c.TaskTraining, assumed: Assumed) ->
     again = flops.score(lm, tokens, answer).reading if remembered else 0
     assumptions = {"input_tokens": tokens, "answer_tokens": answer, "context_read_once": remembered}
     row_flops = again + 2 * (whole - again) + encoding
-    shown = str(dtype).removeprefix("torch.")
-    return Plan(block.name, trained, lm.parameters, shown, rows, row_flops, memory, assumptions)
+    dtype = shown(planned.dtype)
+    return [Plan(block.name, trained, lm.parameters, dtype, training, rows, row_flops, memory, assumptions)]
 
 
-def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assumed) -> Plan:
+def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assumed) -> list[Plan]:
     block = config.reranker
     if not isinstance(block, c.CrossEncoder) or block.checkpoint is None:
         raise ConfigError("training needs reranker.kind cross_encoder with a checkpoint (the name to save under)")
@@ -159,7 +134,7 @@ def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assu
     model = meta_model(found, "cross_encoder", dtype=torch.float32)
     shape = ModelShape.of_encoder(model)
     tokens = min(assumed.question_tokens + assumed.passage_tokens + SPECIAL, block.max_length)
-    rows = _at_once(training) * (1 + training.negatives)
+    rows = at_once(training) * (1 + training.negatives)
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     memory = step_bytes(
         frozen=0,
@@ -167,27 +142,18 @@ def _reranker(config: c.RerankerJob, training: c.RerankerTraining, assumed: Assu
         optimizer=training.optimizer,
         activations=rows * encoder_activations(found, dtype=dtype, tokens=tokens),
     )
-    return Plan(
-        block.checkpoint,
-        shape.parameters,
-        None,
-        str(dtype).removeprefix("torch."),
-        rows,
-        3 * flops.encode(shape, tokens),  # back through trained weights costs twice what forth does
-        memory,
-        {"pair_tokens": tokens, "passages_a_question": 1 + training.negatives},
-    )
+    row_flops = 3 * flops.encode(shape, tokens)  # back through trained weights costs twice what forth does
+    assumptions = {"pair_tokens": tokens, "passages_a_question": 1 + training.negatives}
+    numbers = shape.parameters
+    return [Plan(block.checkpoint, numbers, None, shown(dtype), training, rows, row_flops, memory, assumptions)]
 
 
-def _at_once(training: c.Loop) -> int:
-    """Examples of the largest micro-batch."""
-    return -(-training.batch_size // training.gradient_accumulation)
-
-
-PLANS: dict[str, Callable[[Any, Any, Assumed], Plan]] = {
+PLANS: dict[str, Callable[[Any, Any, Assumed], list[Plan]]] = {
     "reranker": _reranker,
-    "frozen_reader": _prompt,
-    "closed_book": _prompt,
+    "frozen_reader": _reader,
+    "closed_book": _reader,
+    "textual_recursion": textual,
+    "neural_recursion": neural,
     "multitask": _mixture,
 }
 
@@ -200,9 +166,14 @@ def plan_table(plan: dict[str, Any]) -> Group:
     table.add_row("trained parameters", f"{plan['trained_parameters']:,}{share}")
     if plan["lm_parameters"]:
         table.add_row("LM", f"{plan['lm_parameters']:,} parameters, {plan['dtype']}")
-    table.add_row("steps x batch", f"{plan['steps']:,} x {plan['batch_size']} (rows at once: {plan['rows_at_once']})")
-    table.add_row("FLOPs", f"{short(plan['flops_per_step'])} a step, {short(plan['flops'])} in all")
+    for stage in plan["stages"]:
+        named = f"{stage['module']}: " if len(plan["stages"]) > 1 else ""
+        runs = f", {stage['runs']} runs" if stage["runs"] > 1 else ""
+        at_once = f"(rows at once: {stage['rows_at_once']}){runs}"
+        table.add_row(f"{named}steps x batch", f"{stage['steps']:,} x {stage['batch_size']} {at_once}")
+        table.add_row(f"{named}FLOPs", f"{short(stage['flops_per_step'])} a step, {short(stage['flops'])} in all")
     table.add_section()
     for name, size in plan["memory"].items():
         table.add_row(f"memory: {name}", f"{short(size)}B" + (" (estimate)" if name == "activations" else ""))
-    return Group(table, said(plan["assumptions"]))
+    missing = [Text(f"not counted: {line}", style="yellow") for line in plan["not_counted"]]
+    return Group(table, said(plan["assumptions"]), *missing)

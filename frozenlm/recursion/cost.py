@@ -66,6 +66,23 @@ def neural(
     return NeuralCost(crossings * through(lm.body), crossings * through(between), last)
 
 
+def trained_row(
+    lm: ModelShape, sizes: ConnectorSizes, *, tokens: int, answer_tokens: int, soft_tokens: int = 0, first_pass: bool
+) -> int:
+    """One row of a training step, forward and backward.
+
+    tokens: of the text in front of the answer
+    answer_tokens: that are predicted, all at once
+    first_pass: whether pass 1 is run, and not read from a cache
+
+    Back through a frozen LM costs as much as forth, back through a connector, which learns, twice as much.
+    """
+    between = connector_growth(lm.head // (2 * lm.vocab_size), lm.hidden_size, sizes)
+    read, crossings = tokens + answer_tokens - 1, sizes.passes - 1
+    later = (crossings - 1) * lm.body.at(read) + lm.body.at(read + soft_tokens) + answer_tokens * lm.head
+    return first_pass * lm.body.at(read) + 2 * later + 3 * crossings * between.at(read)
+
+
 @dataclass(frozen=True)
 class TextualCost:
     """FLOPs of reading for and sampling the candidates, and of the second pass."""

@@ -1,9 +1,9 @@
 """When a second pass is worth its price: always, or where the first pass is unsure.
 
-Our choice, for both forms; the paper (arXiv 2204.10019) always runs all passes. A first answer's confidence is the geometric mean
-probability of its tokens, its end included, between 0 and 1: it is known after one greedy pass, before anything has
-been sampled, so the sure questions pay for nothing else. An empty answer has confidence 0. The threshold is tuned on
-dev questions that went through both passes.
+Our choice, for both forms; the paper (arXiv 2204.10019) always runs all passes. A first answer's confidence is the
+geometric mean probability of its tokens, its end included, between 0 and 1: it is known after one greedy pass, before
+anything has been sampled, so the sure questions pay for nothing else. An empty answer has confidence 0. The threshold
+is tuned on dev questions that went through both passes.
 """
 
 import math

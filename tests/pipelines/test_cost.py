@@ -22,7 +22,7 @@ H = 32
 SMALL = Assumed(question_tokens=8, passage_tokens=20)
 KEYS = (
     "kind trained_parameters lm_parameters lm_embedding_parameters parameter_ratio flops_per_input flops_one_pass "
-    "flops_ratio_to_one_pass components assumptions not_counted"
+    "flops_ratio_to_one_pass flops_spared_input second_pass_share flops_mean components assumptions not_counted"
 )
 BERT = {"hidden_size": H, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99}
 

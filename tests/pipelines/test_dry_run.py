@@ -13,10 +13,13 @@ from transformers import BertConfig
 from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
 from frozenlm.shapes import ModelShape
-from pipelines.cost import Assumed
+from pipelines.cli import main
+from pipelines.cost import Assumed, short
 from pipelines.dry_run import describe, plan_table
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
+from pipelines.training import pretrain, train
+from tests.pipelines.toy_recursion import configured, make_world, settings, written
 from tests.toys import toy_model
 
 H = 32
@@ -80,6 +83,81 @@ def test_a_re_ranker(world: Path) -> None:
     ready = {**job, "reranker": block | {"checkpoint": None}, "training": TRAINING}
     with pytest.raises(ConfigError, match="with a checkpoint"):
         describe(load_config(ready))
+
+
+def test_both_prompts_of_textual_recursion(tmp_path: Path) -> None:
+    made = make_world(tmp_path, "llama")
+    plan = describe(configured(made, "textual_recursion"), SMALL)
+    first, second = plan["stages"]
+    assert (plan["module"], plan["trained_parameters"]) == ("p, s", (3 + 2) * H)
+    assert (first["module"], first["runs"], first["trained_parameters"]) == ("p", 1 + 2, 3 * H)  # two folds, and all
+    assert (second["module"], second["runs"], second["trained_parameters"]) == ("s", 1, 2 * H)
+    assert (first["assumptions"]["input_tokens"], second["assumptions"]["input_tokens"]) == (8, 8 + 4 * 6)
+    once = {key: settings(made, "textual_recursion")[key] for key in ("workspace", "lm", "prompt", "packing")}
+    once |= {"kind": "closed_book", "training": settings(made, "neural_recursion")["training"]}
+    alone = describe(load_config(once), SMALL)
+    assert first["memory"] == alone["memory"] and first["flops"] == 3 * alone["flops"]
+    assert plan["memory"] == max(first["memory"], second["memory"], key=lambda held: held["total"])
+    assert plan["flops"] == first["flops"] + second["flops"]
+    assert any("sampling candidates" in line for line in plan["not_counted"])
+    own = {"prompt": {"name": "s", "length": 2}, "training": {"steps": 7, "batch_size": 1}}
+    one = describe(configured(made, "textual_recursion", second_pass=own, prompt=None), SMALL)
+    assert (one["module"], one["steps"], one["batch_size"]) == ("s", 7, 1)
+    with pytest.raises(ConfigError, match="at least one prompt"):
+        describe(configured(made, "textual_recursion", prompt=None, second_pass={"prompt": None}), SMALL)
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_both_stages_of_neural_recursion_are_those_of_the_real_modules(tmp_path: Path, passes: int) -> None:
+    made, sizes = make_world(tmp_path, "llama"), {"width": 8, "heads": 2, "feed_forward": 8}
+    config = configured(made, "neural_recursion", connector=sizes | {"passes": passes, "shared": False})
+    plan, before = describe(config, SMALL), describe(config, SMALL, pretrain=True)
+    found, pretrained = train_both(config)
+    assert (plan["module"], before["module"]) == ("connector, p", "connector_pretrained")
+    assert plan["trained_parameters"] == found["trained_parameters"]
+    assert before["trained_parameters"] == pretrained["trained_parameters"] == found["trained_parameters"] - 3 * H
+    assert plan["memory"]["optimizer"] == 2 * plan["memory"]["trained"] == 8 * found["trained_parameters"]
+    assert before["assumptions"] == {
+        "input_tokens": 1,
+        "answer_tokens": 8,
+        "passes": passes,
+        "first_pass_kept": True,
+    }  # of blocks of 8 tokens the first is read, and the rest and one more predicted
+    lm = ModelShape.of_lm(meta_model(toy_model("llama").config, "lm"))
+    assert any(f"{short(lm.body.at(8))} FLOPs" in line for line in before["not_counted"])
+    anew = describe(configured(made, "neural_recursion", connector=config.connector, first_pass_cache={"kind": "off"}))
+    kept = describe(configured(made, "neural_recursion", connector=config.connector))
+    assert anew["flops"] > kept["flops"] and not anew["not_counted"]
+
+
+def train_both(config: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    pretrained = pretrain(config)
+    return train(config), pretrained
+
+
+def test_what_has_no_plan(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to pretrain"):
+        describe(closed_book(world), pretrain=True)
+    made = make_world(tmp_path)
+    with pytest.raises(ConfigError, match="no pretraining block"):
+        describe(configured(made, "neural_recursion", pretraining=None), pretrain=True)
+    toy_model("t5").config.save_pretrained(tmp_path / "t5")
+    other: Any = {"lm": {"model": str(tmp_path / "t5")}, "packing": {"max_tokens": 64}}
+    for stage in (False, True):
+        with pytest.raises(ConfigError, match="decoder-only"):
+            describe(configured(made, "neural_recursion", **other), pretrain=stage)
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_world(tmp_path)
+    neural = str(written(made, "neural_recursion"))
+    for command in ("train", "pretrain"):
+        assert main([command, neural, "--dry-run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kind"] == "neural_recursion"
+    assert main(["train", str(written(made, "textual_recursion")), "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "would train: p, s" in shown and "p: steps x batch" in shown and "3 runs" in shown
+    assert not (made / "work").exists()
 
 
 def test_nothing_to_train(world: Path) -> None:

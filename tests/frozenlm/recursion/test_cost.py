@@ -3,7 +3,7 @@
 from frozenlm.architectures import meta_model
 from frozenlm.cost import generate
 from frozenlm.recursion.connector import Connector
-from frozenlm.recursion.cost import connector_growth, neural, textual
+from frozenlm.recursion.cost import connector_growth, neural, textual, trained_row
 from frozenlm.recursion.sizes import ConnectorSizes
 from frozenlm.shapes import ModelShape
 from tests.toys import VOCAB_SIZE, toy_lm, toy_model
@@ -35,6 +35,15 @@ def test_every_answer_token_goes_through_every_pass_and_the_head_once() -> None:
     assert long.earlier - short.earlier == 2 * step
     assert long.last - short.last == step + 2 * H * VOCAB_SIZE
     assert neural(LM, three, tokens=10, answer_tokens=4, soft_tokens=2).earlier == short.earlier
+
+
+def test_a_training_step_goes_back_through_all_but_the_first_pass() -> None:
+    two = {"tokens": 10, "answer_tokens": 4, "soft_tokens": 2}
+    run, kept = (trained_row(LM, SIZES, first_pass=first, **two) for first in (True, False))
+    read = 10 + 4 - 1  # the last answer token is only predicted
+    assert run - kept == LM.body.at(read)
+    last = LM.body.at(read + 2) + 4 * 2 * H * VOCAB_SIZE
+    assert kept == 2 * last + 3 * connector_growth(H, H, SIZES).at(read)
 
 
 def test_n_candidates_share_one_reading_and_the_second_pass_what_stands_before() -> None:
