@@ -16,6 +16,10 @@ something. DIR then holds
 
 Questions are worded as no text ever was. A two-hop fact ("the region of the birthplace of X") of an entity outside the
 split `told` is never told; both of its halves are. The folder appears when everything is done, or not at all.
+
+By default there are 3,792 one-hop facts and 14,000 two-hop ones, and training takes 273 and 463 seconds of one core.
+Both decoders know 99% of the one-hop facts. Untold two-hop facts the shallow one gets in 51% of told wordings and 27%
+of new ones, the deep one in 59% and 48%, where a guess is right in 5%.
 """
 
 from __future__ import annotations
@@ -131,15 +135,17 @@ def card(name: str, results: dict[str, Any], seed: int) -> str:
     """The README.md of a decoder's folder."""
     found = results[name]
     knows = "\n".join(f"| {kind.replace('_', ' ')} | {100 * share:.1f} |" for kind, share in found["knows"].items())
-    entities = ", ".join(f"{count} {kind}s" for kind, count in results["entities"].items())
+    entities = ", ".join(f"{kind} {count}" for kind, count in results["entities"].items())
     return f"""# fact-world-{name}
 
 A Llama-like decoder of {found["layers"]} layers and {found["parameters"]:,} parameters, trained from scratch on a
-made-up world ({entities}). It knows that world and nothing else. Made by benchmarks/fact_world.py, seed {seed}:
-{found["steps"]} steps, {found["tokens"]:,} tokens, {found["cpu_seconds"]:.0f} CPU seconds;
-last loss {found["loss"]:.3f}.
+made-up world, and knowing nothing else. Entities: {entities}.
 
-Asked as `question : ... answer :`, greedily and without a prompt, it is right (%):
+Made by benchmarks/fact_world.py, seed {seed}: {found["steps"]} steps, {found["tokens"]:,} tokens,
+{found["cpu_seconds"]:.0f} CPU seconds; last loss {found["loss"]:.3f} nats an answer.
+
+Asked about entities of the test split (told two-hop facts: of the split `told`) as `question : ... answer :`, greedily
+and without a prompt, it is right (%):
 
 | what | share |
 |---|---|
