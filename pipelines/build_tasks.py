@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines import build_prompts
 from pipelines import config as c
 from pipelines.build import Log, module_folder
 from pipelines.build_deltas import new_delta, trained_delta
@@ -164,10 +165,10 @@ def new_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: Froz
 
     Raises:
         ConfigError: a size out of range.
-        CheckpointError: a source prompt of ATTEMPT is not trained.
+        CheckpointError: a prompt that it begins with is not trained, or of other sizes.
     """
     common: dict[str, Any] = {
-        "init": initializer(block.init),
+        "init": initializer(block.init, config.workspace_path / "modules"),
         "position": block.position,
         "seed": config.seed,
     }
@@ -187,6 +188,8 @@ def new_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: Froz
         of_tasks = seen if block.per_task else None
         sizes = block.model_dump(include={"width", "temperature", "unseen"})
         return Attempt.create(lm, sources, block.length, tasks=of_tasks, **sizes, **common)
+    if isinstance(block, build_prompts.Block):
+        return build_prompts.new(config, block, lm, seen, common)
     if encoder is None:
         raise ConfigError(f"prompt {block.name!r} of kind {block.kind} needs an encoder block")
     if isinstance(block, c.IDPG):
@@ -223,7 +226,10 @@ def trained_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: 
             f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory, or set prompt=null to "
             "use the LM as it is"
         )
-    module: Any = _loaded(folder, block, lm, encoder)
+    if isinstance(block, build_prompts.Block):
+        module: Any = build_prompts.loaded(config, block, lm)
+    else:
+        module = _loaded(folder, block, lm, encoder)
     module.eval()
     if (module.length, module.position) != (block.length, block.position):
         raise CheckpointError(

@@ -23,6 +23,7 @@ from pipelines.config_reading import (
     LM,
     Evaluation,
     FromLabels,
+    FromModule,
     FromText,
     FromUniform,
     FromVocabulary,
@@ -71,12 +72,16 @@ from pipelines.config_retrieval import (
 from pipelines.config_tasks import (
     IDPG,
     Attempt,
+    AutoEncoder,
     FrozenEncoder,
     InputDependent,
+    Intrinsic,
+    LowRank,
     Mixture,
     OnePrompt,
     Prompt,
     PromptPerTask,
+    PTuning,
     Records,
     Route,
     TaskBlock,
@@ -288,6 +293,24 @@ class Multitask(Job):
         return next(iter(self._own), None)
 
 
+class Classification(Job):
+    """`kind: classification`: a frozen encoder with a linear head and a delta, or the head alone, for one task with
+    choices (P-tuning v2, arXiv 2110.07602, section 3.3). `name` is the folder of what is trained; `text_b` words the
+    second text of a pair, as the task's template words the first. `pool: first` reads the encoder's first token. The
+    head learns at `head_rate` times the learning rate."""
+
+    kind: Literal["classification"]
+    encoder: FrozenEncoder
+    name: Name
+    delta: Delta | None = None
+    pool: Literal["mean", "first"] = "mean"
+    head_rate: Rate = 1.0
+    task: TaskBlock
+    text_b: Annotated[str, Field(min_length=1)] | None = None
+    training: TaskTraining | None = None
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+
 class MethodComparison(Job):
     """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds; `reference` names
     the method that the others are held against. `transfer` also measures what was trained for one task on the
@@ -368,10 +391,12 @@ def json_schema() -> dict[str, Any]:
 __all__ = [
     "AnswerBy",
     "Attempt",
+    "AutoEncoder",
     "BM25",
     "Block",
     "CONFIG",
     "Candidates",
+    "Classification",
     "ClosedBook",
     "ComparedMethod",
     "Config",
@@ -390,6 +415,7 @@ __all__ = [
     "Evaluation",
     "FirstPassCache",
     "FromLabels",
+    "FromModule",
     "FromText",
     "FromUniform",
     "FromVocabulary",
@@ -400,12 +426,14 @@ __all__ = [
     "IDPG",
     "Init",
     "InputDependent",
+    "Intrinsic",
     "Job",
     "LM",
     "LMLikelihood",
     "LastPassPrompt",
     "LocalPath",
     "Loop",
+    "LowRank",
     "MethodComparison",
     "Mixture",
     "ModelName",
@@ -415,6 +443,7 @@ __all__ = [
     "NeuralRecursion",
     "NeuralTraining",
     "OnePrompt",
+    "PTuning",
     "Packing",
     "Params",
     "PlainPrompt",

@@ -16,6 +16,7 @@ from pipelines.config_values import (
     Count,
     Device,
     DType,
+    LocalPath,
     ModelName,
     Name,
     Positive,
@@ -57,7 +58,23 @@ class FromLabels(Block):
     labels: Annotated[list[str], Field(min_length=1)]
 
 
-Init = Annotated[FromText | FromVocabulary | FromUniform | FromLabels, Discriminator("kind")]
+class FromModule(Block):
+    """A trained prompt as the start of another (SPoT, arXiv 2110.07904): a `folder`, or in a config of kind multitask
+    the `name` of a module in the workspace. Of one prompt a task, `task` says whose."""
+
+    kind: Literal["module"]
+    name: Name | None = None
+    folder: LocalPath | None = None
+    task: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.folder is None):
+            raise ValueError("a prompt to start from is either a name or a folder")
+        return self
+
+
+Init = Annotated[FromText | FromVocabulary | FromUniform | FromLabels | FromModule, Discriminator("kind")]
 
 
 class SoftPrompt(Block):

@@ -103,6 +103,80 @@ class Attempt(_Prompt):
     unseen: Unseen = "error"
 
 
+class PTuning(_Prompt):
+    """P-tuning (arXiv 2103.10385): an encoder writes the soft tokens. With `position: around`, `before` of them stand
+    before the input (half, if not said) and the others behind it. `anchor: false` is the authors' form, which begins
+    wherever the encoder writes."""
+
+    kind: Literal["p_tuning"]
+    position: Literal["prefix", "suffix", "around"] = "suffix"  # type: ignore[assignment]
+    before: Positive | None = None
+    form: Literal["lama", "fewshot", "mlp"] = "lama"
+    anchor: bool = True
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """Soft tokens before the input and behind it."""
+        own = self.length // 2 if self.before is None else self.before
+        before = {"prefix": self.length, "suffix": 0, "around": own}[self.position]
+        return before, self.length - before
+
+    @model_validator(mode="after")
+    def _stands_somewhere(self) -> Self:
+        if self.before is not None and self.position != "around":
+            raise ValueError(f"before is for position around, this one is {self.position}; leave it out")
+        if self.position == "around" and not all(n > 0 for n in self.slots):
+            raise ValueError(f"before is {self.slots[0]} of length {self.length}; expected some on either side")
+        if not self.anchor and self.init != FromVocabulary(kind="sampled_vocabulary"):
+            raise ValueError("init is of no use without an anchor; leave one of the two out")
+        return self
+
+
+class LowRank(_Prompt):
+    """LoPT (arXiv 2406.19486): a prompt of low rank, as two `factors` or as a `projection` of its start."""
+
+    kind: Literal["low_rank"]
+    rank: Positive = 4
+    form: Literal["factors", "projection"] = "factors"
+
+    @model_validator(mode="after")
+    def _of_that_rank(self) -> Self:
+        if self.rank > self.length:
+            raise ValueError(f"rank is {self.rank}; a prompt of length {self.length} has at most that rank")
+        return self
+
+
+class _OverPrompts(_Prompt):
+    """A method over trained prompts, which say where it begins."""
+
+    @model_validator(mode="after")
+    def _begins_elsewhere(self) -> Self:
+        if self.init != FromVocabulary(kind="sampled_vocabulary"):
+            raise ValueError(f"init is of no use for {self.name!r}, which begins at trained prompts; leave it out")
+        return self
+
+
+class AutoEncoder(_OverPrompts):
+    """The first stage of intrinsic prompt tuning (arXiv 2110.07867): an auto-encoder of the module `prompts`, trained
+    before as one prompt a task. `weight` is that of the mean squared error."""
+
+    kind: Literal["prompt_autoencoder"]
+    prompts: Name
+    dimension: Positive = 250
+    hidden: Positive | None = None
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 200.0
+
+
+class Intrinsic(_OverPrompts):
+    """The second stage of intrinsic prompt tuning (arXiv 2110.07867): `dimension` numbers are trained, of which the
+    decoder of the trained `autoencoder` makes the prompt. `start: random` is the paper's."""
+
+    kind: Literal["intrinsic"]
+    autoencoder: Name
+    dimension: Positive = 250
+    start: Literal["centre", "random"] = "centre"
+
+
 def _path_alone(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
@@ -140,7 +214,10 @@ class PromptSource(Block):
     template: Annotated[str, Field(min_length=1)]
 
 
-Prompt = Annotated[OnePrompt | PromptPerTask | InputDependent | IDPG | Attempt, Discriminator("kind")]
+Prompt = Annotated[
+    OnePrompt | PromptPerTask | InputDependent | IDPG | Attempt | PTuning | LowRank | AutoEncoder | Intrinsic,
+    Discriminator("kind"),
+]
 
 
 class TaskBlock(Block):

@@ -6,7 +6,8 @@ An auto-encoder learns, over the trained prompts X_t [P, H] of many tasks, a spa
     v_t = D x_t                          down: one linear layer, x_t being X_t as one vector of P x H numbers
     x'_t = W2 tanh(W1 v_t + b1) + b2     up: two layers
 
-trained with the task's loss under the rebuilt prompt, plus `weight` (200) times the mean squared error of rebuilding.
+trained with the task's loss under the rebuilt prompt, plus `weight` (200) times the mean squared error of rebuilding
+all prompts: `prompt_loss` plus `penalty`, which is `reconstruction_loss`.
 `decoder()` is what the second stage keeps (`intrinsic.py`).
 
 Our choices, where the paper could not be read in full: d is 250 by default; W1 is [d', d] with d' = d; D has a bias;
@@ -14,6 +15,7 @@ b2 begins at the mean of the prompts, so that training begins with the prompt th
 Shapes: B rows, T tasks, P soft tokens, H hidden size, d size of a code, d' of the hidden layer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -46,10 +48,11 @@ class PromptAutoEncoder(nn.Module):
     prompts: task -> trained [P, H], all of one shape; copied, and frozen
     dimension: d
     hidden: d'; None is d
+    weight: of the mean squared error in the loss
     position: where the prompts stand
 
-    Raises: ConfigError without a task, for a size out of range or an unknown position; ShapeError for prompts that are
-        not matrices of one shape.
+    Raises: ConfigError without a task, for a size or weight out of range or an unknown position; ShapeError for prompts
+        that are not matrices of one shape.
     """
 
     prompts: Tensor
@@ -60,6 +63,7 @@ class PromptAutoEncoder(nn.Module):
         *,
         dimension: int = DIMENSION,
         hidden: int | None = None,
+        weight: float = WEIGHT,
         position: Position = "suffix",
         seed: int = 0,
     ) -> None:
@@ -67,8 +71,10 @@ class PromptAutoEncoder(nn.Module):
         hidden = dimension if hidden is None else hidden
         if dimension < 1 or hidden < 1:
             raise ConfigError(f"prompt auto-encoder: dimension is {dimension}, hidden {hidden}; expected at least 1")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"prompt auto-encoder: weight is {weight}; expected a finite number of at least 0")
         trained = TaskPrompts(prompts, position=position)  # checks them
-        self.tasks, self.position = trained.tasks, position
+        self.tasks, self.position, self.weight = trained.tasks, position, weight
         self.register_buffer("prompts", torch.stack([one.detach() for one in trained.prompts]))
         size = self.length * self.hidden_size
         with torch.random.fork_rng(devices=[]):
@@ -87,6 +93,7 @@ class PromptAutoEncoder(nn.Module):
         *,
         dimension: int = DIMENSION,
         hidden: int | None = None,
+        weight: float = WEIGHT,
         seed: int = 0,
     ) -> "PromptAutoEncoder":
         """A new auto-encoder over trained prompts of an LM; the same seed gives the same one.
@@ -96,7 +103,7 @@ class PromptAutoEncoder(nn.Module):
         if prompts.hidden_size != lm.hidden_size:
             raise ShapeError(f"prompts are {prompts.hidden_size} wide, the LM's embeddings {lm.hidden_size}")
         own = {task: prompts.vectors(task).detach() for task in prompts.tasks}
-        return cls(own, dimension=dimension, hidden=hidden, position=prompts.position, seed=seed)
+        return cls(own, dimension=dimension, hidden=hidden, weight=weight, position=prompts.position, seed=seed)
 
     @staticmethod
     def parameter_count(*, length: int, hidden_size: int, dimension: int, hidden: int | None = None) -> int:
@@ -138,10 +145,9 @@ class PromptAutoEncoder(nn.Module):
         """Each input's rebuilt prompt as a piece of its row."""
         return [Soft(vectors) for vectors in self(inputs)]
 
-    def error(self, inputs: Sequence[PromptInput]) -> Tensor:
-        """Mean squared error of rebuilding, over the prompts of the inputs' tasks, once an input."""
-        of_tasks = self.prompts[[self._place(one.task) for one in inputs]]
-        return functional.mse_loss(self(inputs), of_tasks)
+    def penalty(self) -> Tensor:
+        """What the training loss has a unit beside the task's own: weight x the mean squared error of rebuilding."""
+        return self.weight * functional.mse_loss(self.decode(self.encode(self.prompts)), self.prompts)
 
     @torch.no_grad()
     def decoder(self) -> PromptDecoder:
@@ -167,7 +173,7 @@ class PromptAutoEncoder(nn.Module):
         Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
         """
         sizes = {"dimension": self.dimension, "hidden": self.hidden.out_features}
-        config = {"tasks": list(self.tasks), "position": self.position, **sizes}
+        config = {"tasks": list(self.tasks), "position": self.position, "weight": self.weight, **sizes}
         save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
 
     @classmethod
@@ -184,12 +190,12 @@ class PromptAutoEncoder(nn.Module):
         sound = named and prompts is not None and prompts.ndim == 3 and len(prompts) == len(set(tasks or []))
         if prompts is None or middle is None or middle.ndim != 2 or not sound:
             raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected a prompt auto-encoder")
-        if config.get("position") not in get_args(Position):
-            raise CheckpointError(f"{folder}: position is {config.get('position')!r}; expected {get_args(Position)}")
+        if config.get("position") not in get_args(Position) or not isinstance(config.get("weight"), int | float):
+            raise CheckpointError(f"{folder} holds {config}; expected a position of {get_args(Position)}, and a weight")
         check_width(prompts[0], lm, folder)
         own, (hidden, dimension) = dict(zip(tasks or [], prompts, strict=True)), middle.shape
         try:
-            module = cls(own, dimension=dimension, hidden=hidden, position=config["position"])
+            module = cls(own, dimension=dimension, hidden=hidden, weight=config["weight"], position=config["position"])
         except (ConfigError, ShapeError) as error:
             raise CheckpointError(f"{folder} holds an impossible prompt auto-encoder: {error}") from error
         fill_exactly(module, tensors, folder)
@@ -197,16 +203,11 @@ class PromptAutoEncoder(nn.Module):
 
 
 def reconstruction_loss(
-    lm: "FrozenLM",
-    module: PromptAutoEncoder,
-    examples: Sequence[Example],
-    *,
-    weight: float = WEIGHT,
-    unit: Unit = "token",
+    lm: "FrozenLM", module: PromptAutoEncoder, examples: Sequence[Example], *, unit: Unit = "token"
 ) -> tuple[Tensor, int]:
-    """The first stage's loss for `frozenlm.training.fit`: so that a unit's mean is that of the task + weight x MSE.
+    """The first stage's loss for `frozenlm.training.fit`: its mean a unit is that of the task + weight x MSE.
 
     Raises: ConfigError for a task without a prompt; as `prompt_loss`.
     """
     total, units = prompt_loss(lm, module, examples, unit=unit)
-    return total + weight * units * module.error([example.source for example in examples]), units
+    return total + units * module.penalty(), units
