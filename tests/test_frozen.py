@@ -17,12 +17,15 @@ from frozenlm.attention_places import places
 from frozenlm.checkpoint import load_module
 from frozenlm.deltas.adapter import Adapter, find_places
 from frozenlm.deltas.attach import Delta, attach, key
+from frozenlm.deltas.bitfit import BitFit
 from frozenlm.deltas.diff_pruning import DiffPruning
 from frozenlm.deltas.full_copy import FullCopy
 from frozenlm.deltas.intrinsic_dimension import IntrinsicDimension
+from frozenlm.deltas.lora import PeftDelta
 from frozenlm.deltas.masking import Masking, pack
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
 from frozenlm.deltas.partial_layers import PartialLayers
+from frozenlm.deltas.peft_methods import choose_targets
 from frozenlm.deltas.prefix_tuning import PrefixTuning
 from frozenlm.deltas.random_subset import RandomSubset
 from frozenlm.lm import FrozenLM
@@ -231,6 +234,38 @@ def mask_bits(masking: Masking) -> nn.Module:
     return kept
 
 
+def bitfit(lm: FrozenLM) -> BitFit:
+    return BitFit.create(lm, extra=lm.model.config.model_type in ("llama", "t5"))
+
+
+PEFT_TENSORS = {
+    "lora": ("lora_A.weight", "lora_B.weight"),
+    "dora": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
+    "vera": ("vera_lambda_b", "vera_lambda_d"),
+    "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
+    "lokr": ("lokr_w1", "lokr_w2"),
+    "ia3": ("ia3_l",),
+}
+
+
+def peft_method(name: str) -> Method:
+    sizes = {} if name == "ia3" else {"r": 4}
+    plain = tuple(lm for lm in LMS if lm != "gpt2" or name not in ("loha", "lokr"))  # not made for Conv1D
+    return Method(
+        name,
+        "peft",
+        lambda lm: frozenset(
+            f"tensors.{key(target)}/{tensor.replace('.', '/')}"
+            for target in choose_targets(lm.model, name, None)
+            for tensor in PEFT_TENSORS[name]
+        ),
+        lambda lm: PeftDelta.create(lm, method=name, **sizes),
+        delta_loss,
+        serve_delta,
+        plain,
+    )
+
+
 METHODS = (
     Method(
         "prefix_prompt",
@@ -322,6 +357,15 @@ METHODS = (
     ),
     Method("p_tuning_v2", "p_tuning_v2", prefix_keys, lambda lm: PTuningV2.create(lm, 3), delta_loss, serve_delta),
     *(adapter(form) for form in ("houlsby", "pfeiffer", "parallel")),
+    Method(
+        "bitfit",
+        "bitfit",
+        lambda lm: frozenset(f"offsets.{name}" for name in bitfit(lm).offsets),
+        bitfit,
+        delta_loss,
+        serve_delta,
+    ),
+    *(peft_method(name) for name in PEFT_TENSORS),
     Method(
         "diff_pruning",
         "diff_pruning",
@@ -501,7 +545,7 @@ def test_module_never_reaches_the_lm(tmp_path: Path, method: Method, lm_name: st
 
 @every_method
 def test_checkpoint_holds_the_module_and_nothing_else(tmp_path: Path, method: Method) -> None:
-    lm = toy_lm()
+    lm = toy_lm(method.lms[0])
     module = method.make(lm)
     module.save(tmp_path, lm)
     tensors, _ = load_module(tmp_path, kind=method.kind, lm_fingerprint=lm.fingerprint)

@@ -148,12 +148,12 @@ def _is_norm(model: nn.Module, name: str) -> bool:
 
 def _missing(model: nn.Module, chosen: Callable[[str], bool]) -> dict[str, int]:
     """Biases that the dense layers lack: name -> length."""
-    layers = {name: model.get_submodule(name) for name in target_modules(model) if chosen(name)}
-    return {
-        f"{name}.bias": layer.weight.shape[0]
-        for name, layer in layers.items()
-        if isinstance(layer, nn.Linear) and layer.bias is None
-    }
+    found = {}
+    for name in target_modules(model):
+        layer = model.get_submodule(name)
+        if chosen(name) and isinstance(layer, nn.Linear) and layer._parameters["bias"] is None:
+            found[f"{name}.bias"] = layer.out_features
+    return found
 
 
 def _layer(model: nn.Module, bias: str) -> nn.Module:

@@ -4,18 +4,19 @@
     with attach(lm, lora): ...
 
 peft's layers wrap the model's dense layers, so they stand in the model only inside `attached`, and on the way out the
-dense layers come back as the very objects they were. They are made in a scaffold that holds nothing but the layers to
-wrap, so that peft never sees the model; what is trained belongs to this module, float32 whatever the model's dtype, and
-is lent to peft's layers. Methods, settings and what is refused: `peft_methods.py`; files of peft: `peft_files.py`.
+dense layers come back as the very objects they were. They are made around stand-ins that have the layers' shapes and no
+weights, so that peft never sees the model; what is trained belongs to this module, float32 whatever the model's dtype,
+and is lent to peft's layers. Methods, settings and what is refused: `peft_methods.py`; files of peft: `peft_files.py`.
 Dropout is active while this module is in training mode. Weights are never merged: that would write to the model.
 
 All methods leave the model exactly as it is at step 0 (with peft's initialisations other than `False`). Several at once
 add up in the order given; DoRA measures the magnitudes of the model's own weights.
 """
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,31 +39,33 @@ class PeftDelta(nn.Module):
     """The trained tensors of one peft method on some dense layers. Make one with `create`, `load` or `import_peft`.
 
     method: a key of `peft_methods.METHODS`
-    targets: full names of the layers
-    rescaled_inputs: those of them whose input, not output, (IA)3 rescales
+    layers: full name -> (i, o), the numbers a layer takes and gives
+    conv1d: they are `Conv1D` (GPT-2), which keeps weights as [i, o], not `Linear`
+    rescaled_inputs: those whose input, not output, (IA)3 rescales
     settings: peft's settings of the method
-    model: to be wrapped later; asked for shapes and, for DoRA, for magnitudes
+
+    Raises: ConfigError for a setting that is refused, or layers that peft cannot wrap.
     """
 
     def __init__(
         self,
         method: str,
-        targets: Sequence[str],
-        rescaled_inputs: Sequence[str],
-        settings: Mapping[str, Any],
-        model: nn.Module,
+        layers: Mapping[str, Sequence[int]],
         *,
+        conv1d: bool = False,
+        rescaled_inputs: Sequence[str] = (),
+        settings: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_settings(method, settings)
-        self.method, self.settings = method, dict(settings)
-        self.targets, self.rescaled_inputs = tuple(targets), tuple(rescaled_inputs)
-        self._seed = seed
-        self._built: tuple[nn.Module, Any] | None = None
+        self.method, self.settings = method, dict(settings or {})
+        check_settings(method, self.settings)
+        self.layers = {name: (int(i), int(o)) for name, (i, o) in layers.items()}
+        self.conv1d, self.rescaled_inputs, self._seed = conv1d, tuple(rescaled_inputs), seed
+        self._built: tuple[Any, ...] = ()
         self.tensors = nn.ParameterDict()
-        for name, (owner, leaf) in _places(self.tuner(model)).items():
-            self.tensors[key(name)] = nn.Parameter(owner._parameters[leaf].detach().to(torch.float32, copy=True))  # type: ignore[union-attr]
+        for name, (owner, leaf) in _places(self.tuner()).items():
+            self.tensors[key(name)] = nn.Parameter(owner._parameters[leaf].detach().clone())  # type: ignore[union-attr]
 
     @classmethod
     def create(
@@ -86,68 +89,83 @@ class PeftDelta(nn.Module):
         peft_method(method)
         chosen = choose_targets(host.model, method, targets)
         inner = set(target_modules(host.model, "feed_forward")) if method == "ia3" else set()
-        return cls(method, chosen, [name for name in chosen if name in inner], settings, host.model, seed=seed)
+        rescaled = [name for name in chosen if name in inner]
+        made = cls.around(host.model, method, chosen, rescaled_inputs=rescaled, settings=settings, seed=seed)
+        if method == "dora":
+            made._measure(host.model)
+        return made
+
+    @classmethod
+    def around(cls, model: nn.Module, method: str, targets: Sequence[str], **more: Any) -> "PeftDelta":
+        """For the layers of these names, on their device; `more` as in the constructor."""
+        layers = {name: _layer(model, name) for name in targets}
+        conv1d = any(isinstance(layer, Conv1D) for layer in layers.values())
+        made = cls(method, {name: _shape(layer) for name, layer in layers.items()}, conv1d=conv1d, **more)
+        return made.to(next(model.parameters()).device)
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Inside, the model's layers are wrapped."""
-        tuner = self.tuner(model)
+        tuner = self.tuner()
         for name, (owner, leaf) in _places(tuner).items():
             owner._parameters[leaf] = self.tensors[key(name)]
-        taken: list[tuple[nn.Module, str, nn.Module]] = []
-        try:
-            for name in self.targets:
-                wrapper, (owner, leaf) = tuner.model.get_submodule(name), _slot(model, name)
-                standing = owner.get_submodule(leaf)
+        with ExitStack() as stack:
+            for name, shape in self.layers.items():
+                layer, wrapper = _layer(model, name), tuner.model.get_submodule(name)
+                if _shape(layer) != shape or isinstance(layer, Conv1D) != self.conv1d:
+                    raise ConfigError(
+                        f"{name} of {type(model).__name__} is {type(layer).__name__} {_shape(layer)}, and the delta "
+                        f"was made for {shape} of another model; attach it to that one"
+                    )
                 for part in _own_parts(wrapper):
                     part.training = self.training
-                wrapper._modules["base_layer"] = standing
-                taken.append((owner, leaf, standing))
-                owner._modules[leaf] = wrapper
+                    for leaf, buffer in part._buffers.items():
+                        part._buffers[leaf] = None if buffer is None else buffer.to(layer.weight.device)
+                path, _, leaf = name.rpartition(".")
+                owner = model.get_submodule(path)
+                stack.enter_context(_standing(wrapper, "base_layer", owner.get_submodule(leaf)))
+                stack.enter_context(_standing(owner, leaf, wrapper))
             yield
-        finally:
-            for owner, leaf, standing in reversed(taken):
-                owner._modules[leaf] = standing
 
-    def peft_config(self, model: nn.Module) -> Any:
+    def peft_config(self) -> Any:
         """peft's config of it."""
         method = peft_method(self.method)
-        fields: dict[str, Any] = {**method.fixed, **self.settings, "target_modules": list(self.targets)}
+        fields: dict[str, Any] = {**method.fixed, **self.settings, "target_modules": list(self.layers)}
         if self.method == "ia3":
             fields["feedforward_modules"] = list(self.rescaled_inputs)
         config = method.config(**fields)
         if hasattr(config, "fan_in_fan_out"):
-            config.fan_in_fan_out = isinstance(_layer(model, self.targets[0]), Conv1D)
+            config.fan_in_fan_out = self.conv1d
         return config
 
-    def tuner(self, model: nn.Module) -> Any:
-        """peft's model of a scaffold with the layers to wrap; kept for the model it was made for.
+    def tuner(self) -> Any:
+        """peft's model of stand-ins for the layers.
 
-        Raises: ConfigError when peft cannot wrap a layer.
+        Raises: ConfigError when peft cannot wrap such layers.
         """
-        if self._built is None or self._built[0] is not model:
+        if not self._built:
             scaffold = nn.Module()
-            for name in self.targets:
-                _put(scaffold, name, _layer(model, name))
             try:
                 with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # about what `peft_methods.py` has settled
+                    for name, shape in self.layers.items():
+                        _put(scaffold, name, _stand_in(*shape, conv1d=self.conv1d))
                     torch.manual_seed(self._seed)
-                    tuner = peft_method(self.method).tuner(scaffold, self.peft_config(model), ADAPTER)
+                    tuner = peft_method(self.method).tuner(scaffold, self.peft_config(), ADAPTER)
             except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
-                raise ConfigError(f"peft cannot make {self.method} of {type(model).__name__}: {error}") from error
-            for name in self.targets:
+                raise ConfigError(f"peft cannot make {self.method} of these layers: {error}") from error
+            for name in self.layers:
                 tuner.model.get_submodule(name).merge = _refuse_to_merge
-            self._built = (model, tuner)
-        return self._built[1]
+            self._built = (tuner,)  # in a tuple, so that peft's layers are no part of this module
+        return self._built[0]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes its own wrappers: the model's layers lie in these."""
-        return {**self.__dict__, "_built": None}
+        """A copy makes its own wrappers."""
+        return {**self.__dict__, "_built": ()}
 
     def extra_repr(self) -> str:
         """What `print(delta)` shows."""
-        return f"method={self.method!r}, layers={len(self.targets)}, settings={self.settings}"
+        return f"method={self.method!r}, layers={len(self.layers)}, settings={self.settings}"
 
     def save(self, folder: Path | str, lm: Host) -> None:
         """Writes the tensors with the fingerprint of the model they belong to.
@@ -156,7 +174,8 @@ class PeftDelta(nn.Module):
         """
         config = {
             "method": self.method,
-            "targets": list(self.targets),
+            "layers": {name: list(shape) for name, shape in self.layers.items()},
+            "conv1d": self.conv1d,
             "rescaled_inputs": list(self.rescaled_inputs),
             "settings": self.settings,
         }
@@ -170,15 +189,28 @@ class PeftDelta(nn.Module):
         """
         tensors, config = load_module(folder, kind=KIND, lm_fingerprint=host.fingerprint, allow_other_lm=allow_other_lm)
         try:
-            made = cls(**config, model=host.model)
-        except (TypeError, ConfigError) as error:
+            made = cls(**config)
+            with made.attached(host.model):
+                pass
+        except (TypeError, ValueError, AttributeError, ConfigError) as error:
             raise CheckpointError(f"{folder} holds tensors that do not fit this model: {error}") from error
         fill_exactly(made, tensors, folder)
-        return made
+        return made.to(next(host.model.parameters()).device)
 
     def by_name(self) -> dict[str, Tensor]:
         """The tensors by the names that peft's files use, "base_model.model." left out."""
         return {unkey(name): tensor for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module) -> None:
+        """DoRA starts from the magnitudes of the model's weights, which the stand-ins do not have."""
+        for name in self.layers:
+            wrapper = self.tuner().model.get_submodule(name)
+            vector = wrapper.lora_magnitude_vector[ADAPTER]
+            matrices = {side: self.tensors[key(f"{name}.{side}.weight")] for side in ("lora_A", "lora_B")}
+            layer = copy.deepcopy(_layer(model, name)).float()
+            vector.update_layer(base_layer=layer, scaling=wrapper.scaling[ADAPTER], **matrices)
+            self.tensors[key(f"{name}.lora_magnitude_vector")].copy_(vector.weight)
 
 
 def _places(tuner: Any) -> dict[str, tuple[nn.Module, str]]:
@@ -198,12 +230,19 @@ def _own_parts(wrapper: nn.Module) -> list[nn.Module]:
     return [part for name, part in wrapper.named_modules() if "base_layer" not in name.split(".")]
 
 
-def _slot(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    owner, _, leaf = name.rpartition(".")
-    return model.get_submodule(owner), leaf
+@contextmanager
+def _standing(owner: nn.Module, leaf: str, part: nn.Module) -> Iterator[None]:
+    """For the while, a part stands where another stood."""
+    if part is owner:
+        raise ConfigError("a delta of peft's layers is attached twice at once; attach it once, or a copy of it")
+    before, owner._modules[leaf] = owner._modules[leaf], part
+    try:
+        yield
+    finally:
+        owner._modules[leaf] = before
 
 
-def _layer(model: nn.Module, name: str) -> nn.Module:
+def _layer(model: nn.Module, name: str) -> Any:
     """The model's own layer of that name, under any wrapper that stands there now."""
     try:
         layer = model.get_submodule(name)
@@ -211,6 +250,25 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
         raise ConfigError(f"{type(model).__name__} has no layer {name!r}; it was made for another model") from error
     while isinstance(inner := layer._modules.get("base_layer"), nn.Module):
         layer = inner
+    if not isinstance(layer, nn.Linear | Conv1D):
+        raise ConfigError(f"{name} is a {type(layer).__name__}; expected a dense layer; it was made for another model")
+    return layer
+
+
+def _shape(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """(i, o)"""
+    first, second = layer.weight.shape
+    return (first, second) if isinstance(layer, Conv1D) else (second, first)
+
+
+def _stand_in(i: int, o: int, *, conv1d: bool) -> nn.Module:
+    """A layer of that shape for peft to measure; its weights are one zero, seen i x o times."""
+    layer = Conv1D(1, 1) if conv1d else nn.Linear(1, 1, bias=False)
+    layer.weight = nn.Parameter(torch.zeros(()).expand((i, o) if conv1d else (o, i)), requires_grad=False)
+    if conv1d:
+        layer.nx, layer.nf = i, o
+    else:
+        layer.in_features, layer.out_features = i, o
     return layer
 
 

@@ -41,7 +41,7 @@ def export_peft(delta: PeftDelta, folder: Path | str, lm: Host, *, base_name: st
         raise ConfigError(
             f"a {type(delta).__name__} has no form in peft's files; expected a PeftDelta (LoRA, its relatives, (IA)3)"
         )
-    folder, config = Path(folder), delta.peft_config(lm.model).to_dict()
+    folder, config = Path(folder), delta.peft_config().to_dict()
     config |= {
         "peft_type": config["peft_type"].value,
         "task_type": _task_type(lm),
@@ -49,7 +49,7 @@ def export_peft(delta: PeftDelta, folder: Path | str, lm: Host, *, base_name: st
         "inference_mode": True,
         **{name: sorted(value) for name, value in config.items() if isinstance(value, set)},
     }
-    tensors = {PREFIX + name: tensor for name, tensor in delta.by_name().items()} | _projections(delta, lm)
+    tensors = {PREFIX + name: tensor for name, tensor in delta.by_name().items()} | _projections(delta)
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     for tensor in plain.values():
         check_finite(tensor, folder)
@@ -76,11 +76,12 @@ def import_peft(folder: Path | str, lm: Host) -> PeftDelta:
     try:
         targets = _targets(tensors, lm)
         rescaled = [name for name in targets if _is_meant(name, config.get("feedforward_modules"))]
-        delta = PeftDelta(method, targets, rescaled if method == "ia3" else [], settings, lm.model)
+        rescaled = rescaled if method == "ia3" else []
+        delta = PeftDelta.around(lm.model, method, targets, rescaled_inputs=rescaled, settings=settings)
     except ConfigError as error:
         raise CheckpointError(f"{folder} does not fit this model: {error}") from error
     fill_exactly(delta, {f"tensors.{key(name)}": tensor.float() for name, tensor in tensors.items()}, path)
-    ours = _projections(delta, lm)
+    ours = _projections(delta)
     for name, tensor in projections.items():
         mine = ours[f"base_model.{name}"].cpu().float()
         if mine.shape != tensor.shape or not torch.allclose(mine, tensor.float(), atol=1e-6):
@@ -91,11 +92,11 @@ def import_peft(folder: Path | str, lm: Host) -> PeftDelta:
     return delta
 
 
-def _projections(delta: PeftDelta, lm: Host) -> dict[str, Tensor]:
+def _projections(delta: PeftDelta) -> dict[str, Tensor]:
     """VeRA's, which all its layers share."""
     if delta.method != "vera":
         return {}
-    tuner = delta.tuner(lm.model)
+    tuner = delta.tuner()
     return {f"base_model.{name}": getattr(tuner, name)[ADAPTER] for name in PROJECTIONS}
 
 
