@@ -368,6 +368,7 @@ Config = Annotated[
     | TextualRecursion
     | NeuralRecursion
     | Multitask
+    | Classification
     | MethodComparison,
     Discriminator("kind"),
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.components import Components
-from pipelines.config import READS, Job, MethodComparison, Multitask, retrieves
+from pipelines.config import READS, Classification, Job, MethodComparison, Multitask, retrieves
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
@@ -23,6 +23,7 @@ from retrievers.types import Hit
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
+    from pipelines.classification import ClassificationPipeline
     from pipelines.evaluation.questions import Question
     from pipelines.multitask import MultitaskPipeline
 
@@ -50,7 +51,7 @@ class Pipeline:
         allow_import: bool = False,
         log: Callable[[str], None] = lambda _: None,
         **components: Any,
-    ) -> Pipeline | MultitaskPipeline:
+    ) -> Pipeline | MultitaskPipeline | ClassificationPipeline:
         """A pipeline from a config. Nothing is read but the config itself: models and indexes load on first use.
 
         Args:
@@ -68,6 +69,10 @@ class Pipeline:
         config = load_config(source, overrides=overrides)
         if isinstance(config, MethodComparison):
             raise ConfigError("a config of kind method_comparison is run by `frozenlm compare-methods`")
+        if isinstance(config, Classification):
+            from pipelines.classification import ClassificationPipeline
+
+            return ClassificationPipeline(config, components)
         parts = Components(config, components, allow_import=allow_import, log=log)
         if isinstance(config, Multitask):
             from pipelines.multitask import MultitaskPipeline

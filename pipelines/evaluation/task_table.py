@@ -75,12 +75,16 @@ def _cells(found: Mapping[str, Any]) -> list[str]:
 
 
 def _caption(metrics: Mapping[str, Any]) -> str:
-    parts = [f"LM weights changed: {metrics['lm_weights_changed']} of {metrics['lm_weights']}"]
+    parts = [
+        f"{name} weights changed: {metrics[f'{key}_weights_changed']} of {metrics[f'{key}_weights']}"
+        for key, name in (("lm", "LM"), ("encoder", "encoder"))
+        if f"{key}_weights" in metrics
+    ]
     if metrics["inputs_cut"]:
         parts.append(f"{metrics['inputs_cut']:,} inputs cut to fit")
-    if metrics["encoder_inputs_cut"]:
+    if metrics.get("encoder_inputs_cut"):
         parts.append(f"{metrics['encoder_inputs_cut']:,} cut for the encoder")
-    if metrics["rows_per_second"]:
+    if metrics.get("rows_per_second"):
         parts.append(f"{metrics['rows_per_second']:.1f} rows/s")
     return "; ".join(parts)
 

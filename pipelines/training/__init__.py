@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from pipelines.build import Log
-from pipelines.config import ClosedBook, FrozenReader, Multitask, NeuralRecursion, RerankerJob, TextualRecursion
+from pipelines.config import (
+    Classification,
+    ClosedBook,
+    FrozenReader,
+    Multitask,
+    NeuralRecursion,
+    RerankerJob,
+    TextualRecursion,
+)
 from pipelines.errors import ConfigError
 
 __all__ = ["pretrain", "train"]
@@ -41,6 +49,10 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
         from pipelines.training.multitask import train_multitask
 
         return train_multitask(config, restart=restart, log=log)
+    if isinstance(config, Classification):
+        from pipelines.training.classification import train_classification
+
+        return train_classification(config, restart=restart, log=log)
     if isinstance(config, TextualRecursion):
         from pipelines.training.textual_recursion import train_textual
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.saved_bytes import saved_bytes
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import FitResult, fit
-from pipelines import build_tasks
+from pipelines import build_prompts, build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import ConfigError
@@ -29,6 +28,7 @@ from pipelines.surface import clean
 from pipelines.tasks.encoding import RowEncoder, too_long
 from pipelines.tasks.mixture import mixture
 from pipelines.tasks.task import TaskRow
+from pipelines.training.phases import fit_in_phases
 from pipelines.training.settings import loop_settings
 
 
@@ -70,8 +70,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         counts = ", ".join(f"{name} {count}" for name, count in cut.items())
         log(f"too long, of {len(known)} different inputs: {counts}")
     asked = {row.id: coder.scored(row) for rows in dev.values() for row in rows}
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    log(f"{block.kind}: {trained:,} trained parameters")
+    log(f"{block.kind}: {_trained(module):,} trained parameters")
 
     kept: list[int] = []
 
@@ -120,28 +119,26 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
             restart=restart,
         )
 
+    def prune() -> None:
+        nonlocal module
+        module = module.pruned()
+
     identity = {
         "examples": _digest(examples),
         "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
         "prompt": block.model_dump(mode="json", exclude={"unseen"}),
         "encoder": encoder.fingerprint if encoder is not None else None,
         "loss_unit": training.loss_unit,
+        **build_prompts.begins_with(config, block),
     }
-    result = fitted(settings, "run", block.rates(settings.learning_rate) if isinstance(block, c.DeltaBlock) else {})
-    if isinstance(block, c.DiffPruning):
-        module = module.pruned()
-        trained = sum(p.numel() for p in module.parameters())
-        log(f"pruned to {trained:,} numbers, which are trained again")
-        steps = max(1, round(block.retrain * settings.steps))
-        settings = replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps))
-        result = _both(result, fitted(settings, "pruned.run", {}))
+    result = fit_in_phases(fitted, settings, block, prune)
     if encoder is not None:
         encoder.assert_unchanged()
     module.save(folder, lm)
     log(f"saved: {folder}")
     return {
         "module": str(folder),
-        "trained_parameters": trained,
+        "trained_parameters": _trained(module),
         "examples": len(examples),
         "inputs": len(known),
         **cut,
@@ -158,17 +155,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     }
 
 
-def _both(first: FitResult, second: FitResult) -> FitResult:
-    """Two runs, one after the other, as one; the second decides."""
-    moved = [entry | {"step": entry["step"] + first.steps} for entry in second.history]
-    return replace(
-        second,
-        steps=first.steps + second.steps,
-        best_step=first.steps + second.best_step,
-        history=[*first.history, *moved],
-        seconds=first.seconds + second.seconds,
-        already_trained=first.already_trained and second.already_trained,
-    )
+def _trained(module: Any) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _encoded(coder: RowEncoder, rows: Sequence[TaskRow]) -> dict[str, Example]:
