@@ -8,6 +8,8 @@ model is exactly itself at step 0; they are float32 whatever the model's dtype, 
 Llama, T5 and others have no biases and are refused, unless `extra`, our choice, gives each dense layer without a bias
 one of zeros. Where a model has few, as Qwen, those are trained. The paper's small variant is refused where a model
 keeps queries, keys and values in one layer, as GPT-2. Left out are the biases of a pooler, which no host here uses.
+With gradient checkpointing the backward pass belongs within `attach`: layers that run again behind it run without the
+offsets, and since a sum keeps nothing for its gradient, torch cannot notice, as it does with other deltas.
 """
 
 from collections.abc import Callable, Iterator, Sequence
