@@ -100,15 +100,16 @@ METHODS = {
         ),
         "first_pass",
     ),
+    "lora": Method("", ("prompt.name=lora_prompt-{seed}",), "first_pass"),
     "deep_zero_shot": Method("", ("prompt=null",), trains=False),
     "deep": Method("", ("prompt.name=deep-{seed}",)),
 }
-LABELS = {"first_pass": "one pass, short", "one_pass": "one pass", "deep": "one pass of the deep LM"}
+LABELS = {"first_pass": "one pass, short", "lora": "one pass with LoRA", "deep": "one pass of the deep LM"}
 
 
 def methods(setting: str) -> list[str]:
-    """The methods of a setting; only the made-up world has a deep decoder."""
-    return [name for name in METHODS if setting == "closed_book" or not name.startswith("deep")]
+    """The methods of a setting; only the made-up world has a deep decoder and the control."""
+    return [name for name in METHODS if setting == "closed_book" or not name.startswith(("deep", "lora"))]
 
 
 def seeds_of(method: str, seeds: int) -> range:
@@ -128,6 +129,10 @@ def configured(out: Path, setting: str, method: str, seed: int, shrink: int) -> 
         textual = load_config(f"{base}_textual.yaml").training
         steps["training.steps"] = textual.steps
         more += [f"training.eval_every={textual.eval_every}"]
+    elif method == "lora":
+        neural = load_config(f"{base}_neural.yaml")
+        steps["training.steps"] = neural.training.steps + neural.pretraining.steps
+        more += [f"training.learning_rate={neural.training.learning_rate}"]
     elif method == "neural_not_pretrained":
         steps["training.steps"] += config.pretraining.steps
         more += ["pretraining=null"]
@@ -200,9 +205,25 @@ def run_all(out: Path, setting: str, seeds: int, only: str | None, shrink: int) 
             config = configured(out, setting, method, seed, shrink)
             if (needed := METHODS[method].needs) is not None:
                 train_all(configured(out, setting, needed, seed, shrink))
+            record = {"name": name, "setting": setting, "method": method, "seed": seed, "shrink": shrink}
+            if method == "lora":
+                write(out, record | control(config, out, setting, name, seed))
+                continue
             trained = train_all(config) if METHODS[method].trains else {}
-            record = {"name": name, "setting": setting, "method": method, "seed": seed, "shrink": shrink, **trained}
-            write(out, record | {"figures": evaluate_all(config, out, setting, name)})
+            write(out, record | trained | {"figures": evaluate_all(config, out, setting, name)})
+
+
+def control(config: Any, out: Path, setting: str, name: str, seed: int) -> dict[str, Any]:
+    """One pass with LoRA, as many trained parameters as the neural form."""
+    from benchmarks.recursion_control import Control
+
+    parameters = cost(configured(out, setting, "neural", seed, 1))["trained_parameters"]
+    made = Control(config, first=f"first_pass-{seed}", parameters=parameters)
+    trained, figures = made.train(), {}
+    for questions, block in question_blocks(config, setting).items():
+        folder = out / "evaluation" / f"{setting}-{name}-{questions}"
+        figures[questions] = made.evaluate(read_questions(block), folder)
+    return trained | {"figures": figures}
 
 
 def latency(out: Path, setting: str, shrink: int) -> None:
@@ -212,7 +233,7 @@ def latency(out: Path, setting: str, shrink: int) -> None:
     done = {record["method"] for record in read(out) if record["setting"] == setting and record["seed"] == 0}
     with ExitStack() as stack:
         opened = {}
-        for method in (one for one in methods(setting) if one in done):
+        for method in (one for one in methods(setting) if one in done and one != "lora"):
             config = configured(out, setting, method, 0, shrink)
             opened[method] = stack.enter_context(Pipeline.from_config(config))
         block = next(iter(question_blocks(config, setting).values()))
@@ -265,7 +286,7 @@ def scores(out: Path, found: list[dict[str, Any]], questions: str, ids: set[str]
 
 def expenses(out: Path, setting: str, method: str, tokens: int) -> tuple[float, int]:
     """FLOPs of one question and trained parameters, from the config."""
-    config = configured(out, setting, method, 0, 1)
+    config = configured(out, setting, method, 0, 1)  # LoRA merges into the LM: it costs what its prompt costs
     found = cost(config, Assumed(input_tokens=tokens, answer_tokens=SETTINGS[setting].answer_tokens))
     return found["flops_per_input"], found["trained_parameters"]
 
@@ -291,6 +312,7 @@ def table(out: Path) -> None:
                 for method, found in ran.items():
                     parts = line(scores(out, found, questions, ids), base)
                     flops, parameters = spent[method]
+                    parameters = found[0].get("trained_parameters", parameters)
                     seconds = [one["training_cpu_seconds"] for one in found if "training_cpu_seconds" in one]
                     parts += [f"FLOPs {flops / spent['one_pass'][0]:5.2f}", f"trained {parameters:9,}"]
                     parts += [f"{1000 * timed[-1][method]:6.1f} ms" if timed and method in timed[-1] else "     - ms"]
