@@ -252,7 +252,7 @@ def compare_methods(
         raise ConfigError(f"methods are compared by a config of kind method_comparison; {config} is {loaded.kind}")
     if list_:
         for method in loaded.methods:
-            results().print(method.block.name, markup=False, highlight=False)
+            results().print(method.name, markup=False, highlight=False)
         return
     found = read_results(out) if report_only else run(loaded, out, part=part_of(part), log=logger(quiet))
     if not found:

@@ -312,16 +312,18 @@ class Classification(Job):
 
 
 class MethodComparison(Job):
-    """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds; `reference` names
-    the method that the others are held against. `transfer` also measures what was trained for one task on the
-    others."""
+    """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds, around `lm`, or
+    without one around `encoder` (which beside an LM serves prompts that are written from it). `reference` names the
+    method that the others are held against; `transfer` also measures what was trained for one task on the others;
+    `pairs` words the second texts of an encoder's tasks, by task."""
 
     kind: Literal["method_comparison"]
-    lm: LM
+    lm: LM | None = None
     encoder: FrozenEncoder | None = None
     methods: list[ComparedMethod]
     reference: Name | None = None
     tasks: list[TaskBlock]
+    pairs: dict[Name, str] = {}
     seeds: Positive = 3
     transfer: bool = False
     input: TaskInput = TaskInput()
@@ -332,31 +334,32 @@ class MethodComparison(Job):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check_comparison(self.methods, self.tasks)
-        names = [method.block.name for method in self.methods]
+        if self.lm is None and (self.encoder is None or self.transfer):
+            raise ValueError("a comparison needs an lm or an encoder; transfer needs an lm: a head knows one task")
+        check_comparison(self.methods, self.tasks, encoder=self.lm is None, pairs=self.pairs)
+        names = [method.name for method in self.methods]
         if self.reference is not None and self.reference not in names:
             raise ValueError(f"reference is {self.reference!r}; the methods here are {names}")
         for method in self.methods:
             self.one(method, self.tasks[0], 0, method.learning_rates[0])
         return self
 
-    def one(self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float) -> Multitask:
+    def one(
+        self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float
+    ) -> Multitask | Classification:
         """The config of a single training: one method, one task."""
         steps = method.steps or self.training.steps
         training = self.training.model_copy(update={"learning_rate": learning_rate, "steps": steps})
-        name = f"{method.block.name}-{task.name}-{learning_rate:g}-{seed}"
-        block = method.block.model_copy(update={"name": name})
-        shared = {key: getattr(self, key) for key in ("lm", "encoder", "input", "generation", "surface", "evaluation")}
-        return Multitask(
-            kind="multitask",
-            seed=self.seed + seed,
-            workspace=self.workspace,
-            prompt=block if method.prompt is not None else None,
-            delta=block if method.delta is not None else None,
-            tasks=[task],
-            training=training,
-            **shared,
-        )
+        name = f"{method.name}-{task.name}-{learning_rate:g}-{seed}"
+        common: dict[str, Any] = {"seed": self.seed + seed, "workspace": self.workspace}
+        common |= {"training": training, "evaluation": self.evaluation, "encoder": self.encoder}
+        block = None if method.block is None else method.block.model_copy(update={"name": name})
+        if self.lm is None:
+            about: dict[str, Any] = {"name": name, "task": task, "text_b": self.pairs.get(task.name)}
+            return Classification(kind="classification", delta=block, **about, **common)
+        common |= {key: getattr(self, key) for key in ("lm", "input", "generation", "surface")}
+        trained: dict[str, Any] = {"prompt" if method.prompt is not None else "delta": block}
+        return Multitask(kind="multitask", tasks=[task], **trained, **common)
 
 
 READS = (FrozenReader, ClosedBook, TextualRecursion, NeuralRecursion)

@@ -33,7 +33,7 @@ class Run:
     @property
     def name(self) -> str:
         """What its results go by."""
-        return f"{self.method.block.name}/{self.task.name}/{self.seed}"
+        return f"{self.method.name}/{self.task.name}/{self.seed}"
 
 
 def runs(config: MethodComparison) -> Iterator[Run]:
@@ -65,7 +65,7 @@ def compare_methods(
     config = config.model_copy(update={"workspace": str(out / "work")})
     index, of = part
     file = out / ("results.jsonl" if of == 1 else f"results-{index}-of-{of}.jsonl")
-    for task in config.tasks if index == 0 else ():
+    for task in config.tasks if index == 0 and config.lm is not None else ():
         if not any(result["name"] == f"{ZERO_SHOT}/{task.name}" for result in read_results(out)):
             _append(file, _zero_shot(config, task, out))
     own = config.methods[index::of]
@@ -110,27 +110,27 @@ def read_results(out: Path | str) -> list[Result]:
 
 def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path, log: Log) -> dict[str, Any]:
     """Train with each learning rate, and measure what the dev split likes best."""
-    from pipelines.training.multitask import train_multitask
+    from pipelines.training import train
 
     trained = []
     for rate in rates:
         one = config.one(run.method, run.task, run.seed, rate)
-        trained.append((train_multitask(one, restart=False, log=log), rate))
+        trained.append((train(one, log=log), rate))
     summary, rate = max(trained, key=lambda pair: pair[0]["best_score"])
     best = config.one(run.method, run.task, run.seed, rate)
-    found = _evaluated(best, out / "evaluation" / run.method.block.name / f"{run.task.name}-{run.seed}")
+    found = _evaluated(best, out / "evaluation" / run.method.name / f"{run.task.name}-{run.seed}")
     scores: dict[str, float] = {}
     if config.transfer:
         for other in config.tasks:
             if other.name != run.task.name:
                 moved = best.model_copy(update={"tasks": [other]})
-                folder = out / "evaluation" / run.method.block.name / f"{run.task.name}-{run.seed}-on-{other.name}"
+                folder = out / "evaluation" / run.method.name / f"{run.task.name}-{run.seed}-on-{other.name}"
                 scores[other.name] = _evaluated(moved, folder)["score"]
     kept = ("trained_parameters", "steps", "best_step", "best_score", "seconds_per_step", "saved_bytes", "history")
     return {
         "name": run.name,
-        "method": run.method.block.name,
-        "kind": run.method.block.kind,
+        "method": run.method.name,
+        "kind": run.method.kind,
         "task": run.task.name,
         "seed": run.seed,
         "learning_rate": rate,
@@ -149,12 +149,18 @@ def _zero_shot(config: MethodComparison, task: TaskBlock, out: Path) -> dict[str
 
 
 def _evaluated(config: Any, folder: Path) -> dict[str, Any]:
+    from pipelines.evaluation.classification import evaluate_classification
     from pipelines.evaluation.multitask import evaluate_multitask
     from pipelines.pipeline import Pipeline
 
     with Pipeline.from_config(config) as pipeline:
-        metrics = evaluate_multitask(pipeline, folder, progress=False)  # type: ignore[arg-type]
-        parameters = sum(p.numel() for p in pipeline.lm.model.parameters())  # type: ignore[union-attr]
+        made: Any = pipeline
+        if config.kind == "multitask":
+            metrics, host, changed = evaluate_multitask(made, folder, progress=False), made.lm, "lm_weights_changed"
+        else:
+            metrics, host = evaluate_classification(made, folder, progress=False), made.encoder
+            changed = "encoder_weights_changed"
+        parameters = sum(p.numel() for p in host.model.parameters())
     (task,) = metrics["tasks"].values()
     return {
         "score": task["score"],
@@ -163,7 +169,7 @@ def _evaluated(config: Any, folder: Path) -> dict[str, Any]:
         "n": task["n"],
         "majority": task.get("majority_accuracy"),
         "lm_parameters": parameters,
-        "lm_weights_changed": metrics["lm_weights_changed"],
+        "lm_weights_changed": metrics[changed],
     }
 
 

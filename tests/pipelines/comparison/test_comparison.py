@@ -67,6 +67,24 @@ def test_parts_share_the_methods(tmp_path: Path) -> None:
     assert len(compare_methods(config, tmp_path / "out", part=(0, 2))) == 6
 
 
+def test_around_an_encoder(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    base = comparison(world)
+    base |= {"lm": None, "encoder": {"model": str(world / "encoder")}, "tasks": base["tasks"][:1], "reference": None}
+    base["methods"] = [
+        {"head": "probe", "learning_rates": [0.05]},
+        {"delta": {"kind": "bitfit", "name": "bitfit"}, "learning_rates": [0.05]},
+    ]
+    config = load_config(base)
+    results = compare_methods(config, tmp_path / "out")
+    assert [r["name"] for r in results] == [f"{m}/colours/{seed}" for seed in (0, 1) for m in ("probe", "bitfit")]
+    assert results[0]["trained_parameters"] == 2 * 24 + 2 and results[1]["lm_weights_changed"] == 0
+    assert len(write_report(results, tmp_path / "out", reference=None, title="toy")) == 3
+    for wrong in ({"transfer": True}, {"pairs": {"nothing": "{text}"}}, {"methods": comparison(world)["methods"]}):
+        with pytest.raises(ConfigError, match=r"transfer needs an lm|names of tasks|does not fit"):
+            load_config(base | wrong)
+
+
 def result(method: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
     about = {"name": f"{method}/{task}/{seed}", "method": method, "kind": method, "task": task, "seed": seed}
     return about | {"score": score, "trained_parameters": 10, "lm_parameters": 1000} | more
@@ -104,7 +122,7 @@ def test_bad_comparisons(tmp_path: Path) -> None:
         load_config(twice)
     with pytest.raises(ConfigError, match="reference is 'nothing'"):
         load_config(comparison(world, reference="nothing"))
-    with pytest.raises(ConfigError, match="either a prompt or a delta"):
+    with pytest.raises(ConfigError, match="either a prompt, a delta"):
         load_config(comparison(world, methods=[{"learning_rates": [0.1]}]))
     config = load_config(comparison(world, seeds=1))
     compare_methods(config, tmp_path / "out")
