@@ -197,8 +197,11 @@ def toy_masked_lm(*, seed: int = 0, **changes: Any) -> FrozenMaskedLM:
     return FrozenMaskedLM.from_model(model.eval(), tokenizer)
 
 
-def toy_sentinel_lm(*, seed: int = 0) -> FrozenLM:
-    """The toy T5 with three sentinels, <extra_id_0> to <extra_id_2>."""
+def toy_sentinel_lm(*, seed: int = 0, loud: float = 1.0) -> FrozenLM:
+    """The toy T5 with three sentinels, <extra_id_0> to <extra_id_2>. loud: what their embeddings are multiplied by."""
     tokenizer = toy_encoder_tokenizer("t5")
     tokenizer.add_special_tokens({"additional_special_tokens": [f"<extra_id_{n}>" for n in range(3)]})
-    return FrozenLM.from_model(toy_model("t5", seed=seed, vocab_size=VOCAB_SIZE + 3), tokenizer)
+    model = toy_model("t5", seed=seed, vocab_size=VOCAB_SIZE + 3)
+    with torch.no_grad():
+        model.shared.weight[VOCAB_SIZE:] *= loud
+    return FrozenLM.from_model(model, tokenizer)

@@ -83,6 +83,8 @@ class Demonstrations:
     def chosen(self, queries: Sequence[Mapping[str, Any]], template: Template) -> list[list[int]]:
         """For each query the places in `records` of at most k demonstrations, the best first; fewer where the pool is
         small."""
+        if not queries:
+            return []
         texts = [_text(record, template) for record in self.records]
         asked = [_text(query, template) for query in queries]
         if self.choose == "nearest":

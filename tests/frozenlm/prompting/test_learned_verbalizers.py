@@ -95,7 +95,7 @@ def test_the_prototypical_loss_by_hand() -> None:
     # 1) and one unlike (cosine 0); state 2 has none like it.
     one = torch.tensor(1.0)
     assert count == 3
-    assert float(loss) == pytest.approx(float(5 * ((one.exp() + 1).log() - 1)), abs=1e-5)
+    assert loss.item() == pytest.approx(float(5 * ((one.exp() + 1).log() - 1)), abs=1e-5)
 
 
 def test_prototypes_without_training() -> None:

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.lm import FrozenLM
+from frozenlm.prompting.parts import Field
 from frozenlm.prompting.search import Candidate, propose_templates, propose_words, search
 from frozenlm.prompting.template import Template
 from frozenlm.prompting.verbalizer import Verbalizer
@@ -16,35 +18,45 @@ WORDS = Verbalizer({"pos": "blue", "neg": "red"})
 SENTINELS = list(range(VOCAB_SIZE, VOCAB_SIZE + 3))
 
 
+def gap_score(lm: FrozenLM, text_first: bool, answer: list[int]) -> float:
+    """Log-probability of what the decoder writes after the first sentinel, summed over the records; plain T5."""
+    total = 0.0
+    for record, word in zip(RECORDS, ("blue", "red"), strict=True):
+        text, gapped = lm.encode(record["text"]), [SENTINELS[0], *lm.encode(word), SENTINELS[1]]
+        ids = [*(text + gapped if text_first else gapped + text), *lm.close_ids]
+        decoder = torch.tensor([[*lm.start_ids, SENTINELS[0], *answer[:-1]]])
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder).logits[0, 1:]
+        total += float(logits.log_softmax(dim=1)[range(len(answer)), answer].sum())
+    return total
+
+
 def test_proposals_are_templates_with_their_joint_log_probability() -> None:
-    """Every beam is kept, so the best fill of two empty or one-token gaps is found by trying all."""
+    lm = toy_sentinel_lm(seed=2, loud=3.0)
+    found = propose_templates(lm, RECORDS, WORDS, n=6, beams=10, max_tokens=5)
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True) and len(found) > 1
+    for source, score in found:
+        template = Template.parse(source)
+        assert template.fields == ("text",)
+        text_first = isinstance(template.parts[0], Field)
+        before, after = source.replace("{text}", "").split("{answer}")
+        gaps = [*lm.encode(before), SENTINELS[1], *lm.encode(after)]
+        best = max(gap_score(lm, text_first, [*gaps, end]) for end in (SENTINELS[2], *lm.eos_ids))
+        assert score == pytest.approx(best, abs=1e-3)
+
+
+def test_with_all_beams_the_empty_template_is_found() -> None:
     lm = toy_sentinel_lm()
-    found = propose_templates(lm, RECORDS, WORDS, n=6, beams=200, max_tokens=3)
-    assert len(found) == 6 and [score for _, score in found] == sorted((score for _, score in found), reverse=True)
-    for source, _ in found:
-        assert Template.parse(source).fields == ("text",)
-    best = {True: -1e9, False: -1e9}
-    for text_first in (True, False):
-        rows = []
-        for record, word in zip(RECORDS, ("blue", "red"), strict=True):
-            gapped = [SENTINELS[0], *lm.encode(word), SENTINELS[1]]
-            text = lm.encode(record["text"])
-            rows.append([*(text + gapped if text_first else gapped + text), *lm.close_ids])
-        for end in (SENTINELS[2], *lm.eos_ids):
-            answer = [SENTINELS[0], SENTINELS[1], end]
-            total = 0.0
-            for ids in rows:
-                decoder = torch.tensor([[*lm.start_ids, *answer[:-1]]])
-                with torch.no_grad():
-                    logits = lm.model(input_ids=torch.tensor([ids]), decoder_input_ids=decoder).logits[0]
-                logprobs = logits[-3:].log_softmax(dim=1)
-                total += float(logprobs[1, answer[1]] + logprobs[2, answer[2]])
-            best[text_first] = max(best[text_first], total)
-    scores = dict(propose_templates(lm, RECORDS, WORDS, n=10_000, beams=10_000, max_tokens=2))
+    scores = dict(propose_templates(lm, RECORDS, WORDS, n=9, beams=20_000, max_tokens=2))
     assert scores == {
-        "{text} {answer}": pytest.approx(best[True], abs=1e-3),
-        "{answer} {text}": pytest.approx(best[False], abs=1e-3),
+        template: pytest.approx(
+            max(gap_score(lm, text_first, [SENTINELS[1], end]) for end in (SENTINELS[2], *lm.eos_ids)), abs=1e-3
+        )
+        for template, text_first in (("{text} {answer}", True), ("{answer} {text}", False))
     }
+
+
+def test_only_an_lm_with_sentinels_proposes() -> None:
     with pytest.raises(ConfigError, match="with the sentinels"):
         propose_templates(toy_lm("bart"), RECORDS, WORDS)
 
@@ -92,9 +104,10 @@ def test_search_is_seeded_and_goes_on_where_it_stopped(tmp_path) -> None:
         search([], words, score, **settings)
 
 
-def test_large_spaces_are_drawn_from() -> None:
-    from frozenlm.prompting.search import _drawn
-
+def test_large_spaces_are_drawn_from(tmp_path) -> None:
     words = {label: [f"{label}{n}" for n in range(50)] for label in ("a", "b", "c")}
-    drawn = _drawn(["{text} {answer}"], words, 20, 0)
-    assert len({one.key for one in drawn}) == 20 and drawn == _drawn(["{text} {answer}"], words, 20, 0)
+    drawn = [
+        search(["{text} {answer}"], words, lambda c: 0.0, trials=20, path=tmp_path / name, about="x", seed=seed)
+        for name, seed in (("1", 0), ("2", 0), ("3", 1))
+    ]
+    assert len({one.candidate.key for one in drawn[0]}) == 20 and drawn[0] == drawn[1] != drawn[2]
