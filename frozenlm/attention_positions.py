@@ -81,7 +81,8 @@ def _shift_past(columns: int, limit: int | None) -> Callable[..., Any]:
         if ids is not None:
             _check(int(ids.max()) + 1 + columns, limit, columns)
             return (), given | {"position_ids": ids + columns}
-        _check(int(before) + int(next(iter(given.values())).shape[1]) + columns, limit, columns)
+        read = next(iter(given.values()))  # [B, T, ...], or only its shape
+        _check(int(before) + int((read if isinstance(read, tuple) else read.shape)[1]) + columns, limit, columns)
         return (), given | {"past_key_values_length": before + columns}
 
     return hook

@@ -3,7 +3,19 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AlbertConfig, AlbertModel
+from torch.utils.checkpoint import CheckpointError
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    ModernBertConfig,
+    ModernBertModel,
+    PegasusConfig,
+    PegasusForConditionalGeneration,
+    RobertaConfig,
+    RobertaModel,
+)
 
 from frozenlm.attention import OURS, Call, _attention
 from frozenlm.attention_places import Layers, keys_values, places, prefixed
@@ -70,6 +82,41 @@ def test_real_keys_and_values_of_an_encoder_decoder(name: str) -> None:
     torch.testing.assert_close(decoded, whole[P:], rtol=0, atol=1e-11)
     torch.testing.assert_close(read, whole, rtol=0, atol=1e-11)
     assert written[1].ids == lm.generate([[Tokens(IDS)]], max_new_tokens=6, num_beams=2)[0].ids
+
+
+SMALL = {
+    **{"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+HALVES = {
+    f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("attention_heads", 2), ("ffn_dim", 16))
+}
+OTHERS = {
+    "roberta": lambda: RobertaModel(RobertaConfig(**SMALL)),
+    "modernbert": lambda: ModernBertModel(ModernBertConfig(**SMALL, cls_token_id=1, sep_token_id=2)),
+    "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
+    "pegasus": lambda: PegasusForConditionalGeneration(
+        PegasusConfig(vocab_size=64, d_model=16, encoder_layers=2, decoder_layers=2, **HALVES)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_real_keys_and_values_of_other_architectures(name: str) -> None:
+    """Whose positions reach them in other ways."""
+    torch.manual_seed(0)
+    model = OTHERS[name]().eval().double()
+    text, answer = torch.tensor([IDS]), torch.tensor([ANSWER])
+    reads_twice = model.config.is_encoder_decoder
+
+    def run(read: Tensor, write: Tensor) -> Tensor:
+        return model(input_ids=read, **({"decoder_input_ids": write} if reads_twice else {}))[0]
+
+    with torch.no_grad():
+        whole = run(text, answer)[:, P:]
+        first = {place: kv[:, :, :P] for place, kv in keys_values(model, IDS, ANSWER).items()}
+        with prefixed(model, first, position_offset=True):
+            torch.testing.assert_close(run(text[:, P:], answer[:, P:]), whole, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -155,6 +202,16 @@ def test_gradient_checkpointing(name: str) -> None:
     for place, prefix in gradients[0].items():
         assert prefix.grad.abs().min() > 0
         torch.testing.assert_close(gradients[1][place].grad, prefix.grad)
+
+
+def test_layers_that_run_again_without_the_prefix_are_an_error() -> None:
+    model = toy_model("llama").requires_grad_(False).train()
+    model.activation_checkpointing_enable()
+    prefix = random_prefix(places(model)["decoder"]).requires_grad_()
+    with prefixed(model, {"decoder": prefix}):
+        loss = model(input_ids=torch.tensor([IDS]), use_cache=False).logits.sum()
+    with pytest.raises(CheckpointError, match="recomputation"):
+        loss.backward()
 
 
 def test_half_precision_takes_a_float32_prefix() -> None:
