@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -102,18 +103,21 @@ class Bm25sScorer:
         if self._threads == 1 or len(queries) == 1:
             bm25_kernels.serial(*arguments, scores, rows, counts)
         else:
-            import numba
-
-            with _PARALLEL:
-                before = numba.get_num_threads()
-                most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-                numba.set_num_threads(min(self._threads, most))
-                try:
-                    bm25_kernels.parallel(*arguments, scores, rows, counts)
-                finally:
-                    numba.set_num_threads(before)
+            # numba's pool sets OpenMP's number of threads for the thread that enters it. torch shares OpenMP, and with
+            # another number of threads its sums end in other bits: so a thread of our own enters.
+            with _PARALLEL, ThreadPoolExecutor(1) as own:
+                own.submit(_parallel, self._threads, *arguments, scores, rows, counts).result()
         for query, count in enumerate(counts.tolist()):
             yield rows[query, :count], scores[query, :count]
+
+
+def _parallel(threads: int, *arguments: np.ndarray) -> None:
+    import numba
+
+    from retrievers import bm25_kernels
+
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    bm25_kernels.parallel(*arguments)
 
 
 class RankBm25Scorer:

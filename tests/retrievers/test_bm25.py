@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,21 @@ class TestScores:
         two = BM25Retriever.open(tmp_path / "i", threads=2)
         assert one.retrieve(queries, 20) == two.retrieve(queries, 20)
         assert one.retrieve(queries, 20) == [one.retrieve([query], 20)[0] for query in queries]
+
+    def test_a_batch_leaves_torch_its_number_of_threads(self, tmp_path: Path) -> None:
+        """In a process of its own, since numba starts its threads once. Another number ends torch's sums in other bits."""
+        pytest.importorskip("torch")
+        BM25Retriever.build(TOY, tmp_path / "i")
+        code = (
+            "import sys, torch; torch.set_num_threads(3); before = torch.get_num_threads();"
+            "from retrievers.bm25 import BM25Retriever;"
+            "found = BM25Retriever.open(sys.argv[1], threads=2).search(['cat', 'river'], 2);"
+            "print(len(found), before, torch.get_num_threads())"
+        )
+        environment = os.environ | {"NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        command = [sys.executable, "-c", code, str(tmp_path / "i")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert done.stdout.split() == ["2", "3", "3"]
 
 
 def _by_rank(item: tuple[float, str]) -> tuple[float, str]:
