@@ -102,7 +102,9 @@ class PrefixTuning(nn.Module):
     @property
     def length(self) -> int:
         """P."""
-        return next(iter(self().values())).shape[2]
+        if hasattr(self, "networks"):
+            return int(next(iter(self.networks.values())).shape[2])  # type: ignore[index]
+        return int(next(iter(self.prefixes.values())).shape[2])
 
     @property
     def positions_taken(self) -> int:
