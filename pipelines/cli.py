@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -283,6 +284,56 @@ def prompts(
 
         found = export_prompts(pipeline, out, split=split, limit=limit, log=logger(quiet))
     results().print(show.figures(found, str(out)))
+
+
+class PeftFormat(StrEnum):
+    """Formats of other libraries."""
+
+    peft = "peft"
+
+
+FormatOpt = Annotated[PeftFormat, typer.Option("--format", help="Whose format.")]
+
+
+@app.command()
+def export(
+    config: ConfigArg,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
+    format_: FormatOpt = PeftFormat.peft,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Write what the config has trained as another library reads it."""
+    loaded = _load(config, set_, workspace)
+    hush(quiet)
+    from pipelines import show
+    from pipelines.peft_exchange import export_peft
+
+    done = export_peft(loaded, out, log=logger(quiet))
+    show.print_json(results(), done) if as_json else results().print(show.figures(done, "exported"))
+
+
+@app.command("import")
+def import_(
+    config: ConfigArg,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What the other library wrote.")],
+    format_: FormatOpt = PeftFormat.peft,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace what has been trained or imported.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Read what another library has trained into the workspace, as what the config would have trained."""
+    loaded = _load(config, set_, workspace)
+    hush(quiet)
+    from pipelines import show
+    from pipelines.peft_exchange import import_peft
+
+    done = import_peft(loaded, folder, restart=restart, log=logger(quiet))
+    show.print_json(results(), done) if as_json else results().print(show.figures(done, "imported"))
 
 
 @app.command()

@@ -1,0 +1,128 @@
+"""`frozenlm export` and `frozenlm import`: what a config trains, as files of the library `peft`, both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines import build_tasks
+from pipelines import config as c
+from pipelines.build import Log, frozen_lm, module_folder, soft_prompt
+from pipelines.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from frozenlm.lm import FrozenLM
+    from frozenlm.prompts.soft_prompt import SoftPrompt
+
+_PROMPTS = ("soft_prompt", "p_tuning", "prefix_tuning", "p_tuning_v2")
+PEFT_KINDS = (*_PROMPTS, "lora", "rslora", "dora", "loha", "lokr", "vera", "ia3")
+
+
+def export_peft(config: Any, out: Path | str, *, log: Log = lambda _: None) -> dict[str, Any]:
+    """Write the trained prompt or delta of a config so that `PeftModel.from_pretrained(model, out)` runs it.
+
+    Returns:
+        `kind`, `folder` and `base_model`.
+
+    Raises:
+        ConfigError: a config of another kind, or a method that peft does not have in this form.
+        CheckpointError: not trained yet, or a folder that is not empty or cannot be written.
+    """
+    block, out = _block(config), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} is there already and not empty; export into a new folder")
+    lm = frozen_lm(config.lm)
+    module: Any
+    if isinstance(config, c.Multitask):
+        module = build_tasks.trained_module(config, block, lm, None)
+    else:
+        module = soft_prompt(config, block.model_copy(update={"missing": "error"}), lm)
+    base = config.lm.model
+    if block.kind == "soft_prompt":
+        from frozenlm.prompts.peft_format import to_peft
+
+        to_peft(module, out, lm, base_name=base)
+    elif block.kind == "p_tuning":
+        from frozenlm.prompts.peft_p_tuning import p_tuning_to_peft
+
+        p_tuning_to_peft(module, out, lm, base_name=base)
+    elif block.kind in ("prefix_tuning", "p_tuning_v2"):
+        from frozenlm.deltas.prefix_peft_format import prefix_to_peft
+
+        prefix_to_peft(module, out, lm, base_name=base)
+    else:
+        from frozenlm.deltas.peft_files import export_peft as of_peft
+
+        of_peft(module, out, lm, base_name=base)
+    log(f"exported: {out}")
+    return {"kind": block.kind, "folder": str(out), "base_model": base}
+
+
+def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
+    """Read a folder that peft wrote into the workspace, as what the config would have trained.
+
+    Args:
+        restart: replace what has been trained or imported there.
+
+    Returns:
+        `kind`, `module` (folder) and `trained_parameters`.
+
+    Raises:
+        ConfigError: a config of another kind, or a method that peft does not have in this form.
+        CheckpointError: a file that is missing, damaged, of another method or LM; or a module that is there already.
+    """
+    block = _block(config)
+    target = module_folder(config, block.name)
+    if target.exists() and not restart:
+        raise CheckpointError(f"{target} is there already; give --restart to replace it, or another name")
+    lm = frozen_lm(config.lm)
+    module: Any
+    if block.kind == "soft_prompt":
+        module = _soft_prompt(Path(folder), lm)
+    elif block.kind == "p_tuning":
+        raise ConfigError("peft's files hold no prompt encoder; import the vectors as a prompt of kind soft_prompt")
+    elif block.kind in ("prefix_tuning", "p_tuning_v2"):
+        from frozenlm.deltas.p_tuning_v2 import PTuningV2
+        from frozenlm.deltas.prefix_peft_format import prefix_from_peft
+
+        module = prefix_from_peft(folder, lm)
+        module = module if block.kind == "prefix_tuning" else PTuningV2(module(), position_offset=True)
+    else:
+        from frozenlm.deltas.peft_files import import_peft as of_peft
+
+        module = of_peft(folder, lm)
+        if module.method != block.kind:
+            raise CheckpointError(f"{folder} holds {module.method}, the config asks for {block.kind}; name it so there")
+    if getattr(module, "length", None) != getattr(block, "length", None):
+        raise CheckpointError(
+            f"{folder} holds {module.length} soft tokens, the config asks for {block.length}; set its length to that"
+        )
+    module.save(target, lm)
+    lm.assert_unchanged()
+    log(f"imported: {target}")
+    trained = sum(p.numel() for p in module.parameters())
+    return {"kind": block.kind, "module": str(target), "trained_parameters": trained}
+
+
+def _soft_prompt(folder: Path, lm: FrozenLM) -> SoftPrompt:
+    """Peft's PROMPT_TUNING, or the vectors of its P_TUNING."""
+    from frozenlm.prompts.peft_format import CONFIG_NAME, from_peft, read_config
+    from frozenlm.prompts.peft_p_tuning import p_tuning_from_peft
+    from frozenlm.prompts.soft_prompt import SoftPrompt
+
+    if read_config(folder / CONFIG_NAME).get("peft_type") == "P_TUNING":
+        return SoftPrompt(p_tuning_from_peft(folder, lm).vectors.detach(), position="prefix")
+    return from_peft(folder, lm)
+
+
+def _block(config: Any) -> Any:
+    block = config.trained if isinstance(config, c.Multitask) else getattr(config, "prompt", None)
+    kind = getattr(block, "kind", None)
+    if not isinstance(config, c.Multitask | c.FrozenReader | c.ClosedBook) or kind not in PEFT_KINDS:
+        raise ConfigError(
+            f"peft has no form for {kind or 'nothing'} of a config of kind {config.kind}; expected one of "
+            f"{', '.join(PEFT_KINDS)} of a config of kind multitask, or the prompt of a reader"
+        )
+    if getattr(block, "position", "prefix") != "prefix":
+        raise ConfigError("peft puts soft prompts before the text, this one stands behind it; train a prefix prompt")
+    return block

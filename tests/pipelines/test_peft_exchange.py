@@ -1,0 +1,107 @@
+"""What was trained here runs in peft, and comes back the same; what peft cannot hold is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from frozenlm.deltas.attach import using
+from frozenlm.rows import Row, Tokens
+from pipelines import build_tasks, cli
+from pipelines.build import frozen_lm
+from pipelines.errors import CheckpointError, ConfigError
+from pipelines.peft_exchange import export_peft, import_peft
+from pipelines.training import train
+from tests.pipelines.toy_multitask import configured, make_world
+
+PREFIX = {"kind": "soft_prompt", "name": "d", "length": 3, "position": "prefix"}
+BLOCKS: list[dict[str, Any]] = [
+    {"prompt": PREFIX},
+    {"prompt": {"kind": "p_tuning", "name": "d", "length": 3, "position": "prefix", "form": "mlp"}},
+    {"prompt": None, "delta": {"kind": "prefix_tuning", "name": "d", "length": 3, "middle_size": 8}},
+    {"prompt": None, "delta": {"kind": "p_tuning_v2", "name": "d", "length": 3}},
+    {"prompt": None, "delta": {"kind": "lora", "name": "d", "rank": 2}},
+    {"prompt": None, "delta": {"kind": "dora", "name": "d", "rank": 2}},
+    {"prompt": None, "delta": {"kind": "ia3", "name": "d"}},
+]
+IDS = (7, 8, 9, 20, 30)
+
+
+def kind_of(block: dict[str, Any]) -> str:
+    return str((block["prompt"] or block["delta"])["kind"])
+
+
+def ours(config: Any) -> torch.Tensor:
+    """Logits of the last token, with what the config has trained."""
+    lm = frozen_lm(config.lm)
+    module: Any = build_tasks.trained_module(config, config.trained, lm, None)
+    with torch.no_grad(), using(lm, module) as prompt:
+        row: Row = [Tokens(IDS)] if prompt is None else [prompt.segments([None])[0], Tokens(IDS)]  # type: ignore[list-item]
+        return lm.forward([row]).logits[0][-1]
+
+
+def theirs(world: Path, folder: Path) -> torch.Tensor:
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world / "lm"), folder).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([IDS])).logits[0, -1]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=kind_of)
+def test_out_and_back(tmp_path: Path, block: dict[str, Any]) -> None:
+    world = make_world(tmp_path, "opt")
+    config = configured(world, **block)
+    train(config)
+    if kind_of(block) == "p_tuning":
+        pytest.importorskip("peft")
+    export_peft(config, tmp_path / "peft")
+    if kind_of(block) != "p_tuning":
+        torch.testing.assert_close(ours(config), theirs(world, tmp_path / "peft"), atol=1e-4, rtol=1e-4)
+    back = configured(
+        world, **({"prompt": PREFIX} if kind_of(block) == "p_tuning" else block), workspace=str(tmp_path / "b")
+    )
+    import_peft(back, tmp_path / "peft")
+    torch.testing.assert_close(ours(back), theirs(world, tmp_path / "peft"), atol=1e-4, rtol=1e-4)
+    with pytest.raises(CheckpointError, match="is there already"):
+        import_peft(back, tmp_path / "peft")
+
+
+def test_what_peft_cannot_hold(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "opt")
+    for block, words in (
+        ({"prompt": PREFIX | {"position": "suffix"}}, "before the text"),
+        ({"prompt": None, "delta": {"kind": "bitfit", "name": "d"}}, "no form for bitfit"),
+        ({"prompt": None}, "no form for nothing"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            export_peft(configured(world, **block), tmp_path / "peft")
+    with pytest.raises(CheckpointError, match="no trained"):
+        export_peft(configured(world, prompt=PREFIX), tmp_path / "peft")
+    lora = configured(world, prompt=None, delta={"kind": "lora", "name": "d", "rank": 2})
+    train(lora)
+    export_peft(lora, tmp_path / "peft")
+    with pytest.raises(CheckpointError, match="not empty"):
+        export_peft(lora, tmp_path / "peft")
+    other = configured(world, prompt=None, delta={"kind": "ia3", "name": "e"})
+    with pytest.raises(CheckpointError, match="holds lora, the config asks for ia3"):
+        import_peft(other, tmp_path / "peft")
+    config = tmp_path / "peft" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))
+    with pytest.raises((CheckpointError, ConfigError), match="pissa"):
+        import_peft(lora, tmp_path / "peft", restart=True)
+
+
+def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(make_world(tmp_path, "opt"), prompt=PREFIX)
+    train(config)
+    file = tmp_path / "config.json"
+    file.write_text(config.model_dump_json(exclude_unset=True))
+    out = str(tmp_path / "peft")
+    assert cli.main(["export", str(file), "--out", out, "--format", "peft", "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["folder"] == out
+    assert cli.main(["import", str(file), out, "--quiet"]) == 1
+    assert "is there already" in capsys.readouterr().err
+    assert cli.main(["import", str(file), out, "--restart", "--quiet"]) == 0
