@@ -40,9 +40,9 @@ class MultitaskPipeline:
 
     Which module answers an input: the one that the caller names, else the first route whose words the input begins
     with, else the config's own `prompt` or `delta`. Rows with different prompts share one call of the LM, and each
-    answer is what it would be alone, up to floating point; rows of a delta have a call of their own. Soft prompts in
-    front of the text are read once. An input that is too long is cut as in training (`pipelines/tasks/encoding.py`),
-    and its answer says so.
+    answer is what it would be alone, up to floating point; so do attention prefixes of a decoder-only LM, while rows of
+    any other delta have a call of their own. Soft prompts in front of the text are read once. An input that is too long
+    is cut as in training (`pipelines/tasks/encoding.py`), and its answer says so.
 
     Raises:
         ConfigError: a component that this kind has no use for, or a prompt that is no prompt method.
@@ -169,19 +169,20 @@ class MultitaskPipeline:
         ]
 
     def _generated(self, asked: Sequence[_Asked]) -> tuple[list[Generation], float]:
-        """What the LM writes after each input, and the seconds that the prompts took. Rows with prompts, and rows with
-        nothing, are one call of the LM; each delta changes what the LM computes and so has a call of its own."""
+        """What the LM writes after each input, and the seconds that the prompts took. Rows with prompts, prefixes or
+        nothing are one call of the LM; each other delta changes what the LM computes, and has a call of its own."""
         memories = self._memories = self._memories or PromptMemories(self.lm)
         block = self.config.generation
         settings = block.model_dump(exclude={"stop"}) | {"stop": tuple(block.stop), "seed": self.config.seed}
         calls: dict[int | None, list[int]] = {}
         for place, (_, module, _) in enumerate(asked):
-            calls.setdefault(id(module) if isinstance(module, Delta) else None, []).append(place)
+            alone = isinstance(module, Delta) and memories.of(module) is None
+            calls.setdefault(id(module) if alone else None, []).append(place)
         found: dict[int, Generation] = {}
         seconds = 0.0
-        for places in calls.values():
+        for key, places in calls.items():
             contexts, modules, inputs = zip(*[asked[place] for place in places], strict=True)
-            delta = modules[0] if isinstance(modules[0], Delta) else None
+            delta = None if key is None else modules[0]
             began = time.perf_counter()
             with in_eval_mode(self.parts.given.get("prompt")), torch.no_grad(), using(self.lm, delta):
                 prompts = [None] * len(places) if delta is not None else modules

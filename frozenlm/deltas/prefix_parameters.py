@@ -71,6 +71,11 @@ def prefix_numbers(sizes: Mapping[Place, Layers], length: int) -> int:
     return sum(2 * layers.count * length * layers.heads * layers.head_size for layers in sizes.values())
 
 
+def holds_prefixes(lm: "FrozenLM") -> bool:
+    """Whether a memory of this LM may hold a prefix: it is decoder-only, and no layer slides a window over the text."""
+    return lm.kind == "decoder" and "sliding_attention" not in (getattr(lm.model.config, "layer_types", None) or ())
+
+
 def prefix_memory(lm: "FrozenLM", prefixes: Prefixes, *, position_offset: bool) -> Memory:
     """A decoder-only LM's memory of one row that holds the prefix.
 
@@ -79,9 +84,10 @@ def prefix_memory(lm: "FrozenLM", prefixes: Prefixes, *, position_offset: bool) 
 
     Raises: ConfigError for an encoder-decoder, an LM with a sliding window or one with something attached.
     """
-    slides = "sliding_attention" in (getattr(lm.model.config, "layer_types", None) or ())
-    if lm.kind != "decoder" or slides or lm.is_changed:
-        reason = "is an encoder-decoder" if lm.kind != "decoder" else "slides a window" if slides else "is changed"
+    if not holds_prefixes(lm) or lm.is_changed:
+        reason = (
+            "is changed" if lm.is_changed else "is an encoder-decoder" if lm.kind != "decoder" else "slides a window"
+        )
         raise ConfigError(
             f"a prefix is a memory of a plain decoder-only LM; this one {reason}; attach the prefix instead"
         )

@@ -70,3 +70,27 @@ def test_diff_pruning_is_two_runs(tmp_path: Path) -> None:
     assert again["already_trained"] and torch.equal(
         load_module(tmp_path / "work" / "modules" / "d", kind="diff_pruning")[0]["values"], tensors["values"]
     )
+
+
+@pytest.mark.parametrize("lm", ["opt", "llama", "t5"])
+def test_prefixes_of_several_tasks_prompts_and_nothing_in_one_call(tmp_path: Path, lm: str) -> None:
+    world = make_world(tmp_path, lm)
+    blocks = [
+        {"kind": "prefix_tuning", "name": "one", "length": 3, "middle_size": 8},
+        {"kind": "p_tuning_v2", "name": "two", "length": 5},
+        {"kind": "lora", "name": "three", "rank": 2},
+    ]
+    for block in blocks:
+        train(configured(world, prompt=None, delta=block))
+    config = configured(world, prompt=None, modules=blocks)
+    texts, names = ["the cat is red", "the nile", "the dog is blue", "who is it"], ["one", "two", "three", None]
+    with Pipeline.from_config(config) as pipeline:
+        lm_of = pipeline.lm  # type: ignore[union-attr]
+        calls, generate = [], lm_of.generate
+        lm_of.generate = lambda rows, **more: calls.append(len(rows)) or generate(rows, **more)
+        together = pipeline.answer(texts, modules=names)
+        assert sorted(calls) == ([1, 3] if lm != "t5" else [1, 1, 1, 1])  # prefixes and nothing; the rest by itself
+        for text, name, answer in zip(texts, names, together, strict=True):
+            alone = pipeline.answer([text], modules=[name])[0]
+            assert answer.text == alone.text and answer.score == pytest.approx(alone.score, abs=1e-4)
+            lm_of.assert_unchanged()
