@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,25 +11,12 @@ if TYPE_CHECKING:
     from frozenlm.deltas.attach import Delta, Host
     from pipelines.config import DeltaBlock
 
-CLASSES = {
-    **dict.fromkeys(("lora", "rslora", "dora", "loha", "lokr", "vera", "ia3"), ("lora", "PeftDelta")),
-    "adapter": ("adapter", "Adapter"),
-    "bitfit": ("bitfit", "BitFit"),
-    "prefix_tuning": ("prefix_tuning", "PrefixTuning"),
-    "p_tuning_v2": ("p_tuning_v2", "PTuningV2"),
-    "diff_pruning": ("diff_pruning", "DiffPruning"),
-    "masking": ("masking", "Masking"),
-    "partial_layers": ("partial_layers", "PartialLayers"),
-    "random_subset": ("random_subset", "RandomSubset"),
-    "intrinsic_dimension": ("intrinsic_dimension", "IntrinsicDimension"),
-    "full_copy": ("full_copy", "FullCopy"),
-}
-
 
 def delta_class(kind: str) -> Any:
-    """The class of a method."""
-    module, name = CLASSES[kind]
-    return getattr(import_module(f"frozenlm.deltas.{module}"), name)
+    """The class of a method, by its kind in configs; the forms of adapters are one class."""
+    from frozenlm.deltas.catalogue import method
+
+    return method("adapter_pfeiffer" if kind == "adapter" else kind).module_class
 
 
 def new_delta(block: DeltaBlock, host: Host, seed: int) -> Delta:

@@ -7,7 +7,7 @@ blocks and `model` every parameter.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Discriminator, Field
 
@@ -224,3 +224,6 @@ Delta = Annotated[
     | FullCopy,
     Discriminator("kind"),
 ]
+DELTA_KINDS: tuple[str, ...] = tuple(
+    kind for block in get_args(get_args(Delta)[0]) for kind in get_args(block.model_fields["kind"].annotation)
+)

@@ -6,10 +6,10 @@ import pytest
 
 from pipelines import build
 from pipelines.assets import config_folder, packaged_configs
-from pipelines.build_deltas import CLASSES
 from pipelines.comparison.runs import runs
 from pipelines.components import Components
 from pipelines.config import Corpus, retrieves
+from pipelines.config_deltas import DELTA_KINDS
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
@@ -85,7 +85,7 @@ def test_configs_of_deltas_differ_in_the_method_and_its_rate_alone() -> None:
             kinds.add(config["delta"]["kind"])
             assert {**config, "delta": None, "training": None} == {**plain, "training": None}
             assert config["training"] | {"learning_rate": 0} == plain["training"] | {"learning_rate": 0}
-    assert kinds == set(CLASSES)
+    assert kinds == set(DELTA_KINDS)
 
 
 def test_configs_that_are_not_run_here_name_models_that_only_a_hub_has() -> None:
