@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import config as c
 from pipelines.build import module_folder
 from pipelines.errors import CheckpointError, ConfigError
+from retrievers.files import sha256_file
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -78,6 +79,18 @@ def loaded(config: c.Multitask, block: Block, lm: FrozenLM) -> PromptModule:
         module = IntrinsicPrompt.load(folder, lm, _decoder(config, block, lm))
     plain: PromptModule = module.eval().collapse()
     return plain
+
+
+def begins_with(config: c.Multitask, block: c.Module) -> dict[str, Any]:
+    """What a training run of this block depends on beside its settings: the trained modules that it begins with, as the
+    SHA-256 of each module's card. A run must not go on when they have changed."""
+    names = [name for name in (getattr(block, "autoencoder", None), getattr(block, "prompts", None)) if name]
+    folders = [module_folder(config, name) for name in names]
+    init = getattr(block, "init", None)
+    if isinstance(init, c.FromModule):
+        folders.append(init.folder if init.folder is not None else module_folder(config, str(init.name)))
+    cards = {str(folder.name): sha256_file(folder / "module.json") for folder in folders}
+    return {"begins_with": cards} if cards else {}
 
 
 def _auto_encoder(config: c.Multitask, block: c.AutoEncoder, lm: FrozenLM, tasks: Sequence[str]) -> PromptModule:

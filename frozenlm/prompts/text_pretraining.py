@@ -133,6 +133,8 @@ def _check(lm: "FrozenLM", objective: str, context: int, answer: int, wording: s
     room = None if lm.window is None else lm.window - len(lm.bos_ids) - len(lm.close_ids)
     if min(context, answer) < 1 or (room is not None and context + answer > room):
         raise ConfigError(f"context {context} and answer {answer} tokens; expected at least 1 each, {room} together")
+    if objective == "continuation":
+        return
     if any(slot not in wording for slot in ("{first}", "{second}")):
         raise ConfigError(f"wording is {wording!r}; expected the slots {{first}} and {{second}}")
     ids = {tuple(lm.encode(label)) for label in labels}

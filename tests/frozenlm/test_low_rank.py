@@ -32,7 +32,7 @@ def test_factors_begin_at_the_closest_prompt_of_their_rank() -> None:
         assert apart == pytest.approx(float(scales[rank:].norm()), abs=1e-4)  # Eckart and Young
     prompt = LowRankPrompt.create(lm, 6, rank=6, seed=2)
     assert torch.allclose(prompt(), plain, atol=1e-5)
-    assert float(prompt.left.norm()) == pytest.approx(float(prompt.right.norm()), rel=1e-4)
+    assert prompt.left.norm().item() == pytest.approx(prompt.right.norm().item(), rel=1e-4)
 
 
 def test_projection_begins_near_it() -> None:

@@ -82,6 +82,21 @@ def test_both_stages_of_intrinsic_prompt_tuning(tmp_path: Path, world: Path) -> 
     assert torch.equal(codes[0], held.decoder().centre) and not torch.equal(codes[0], codes[1])
 
 
+def test_a_run_does_not_go_on_when_what_it_begins_with_has_changed(tmp_path: Path, world: Path) -> None:
+    lm = toy_lm("gpt2")
+    prompts = TaskPrompts.create(lm, ["colours", "places"], 3)
+    for seed in (0, 1):
+        coder = PromptAutoEncoder.create(lm, prompts, dimension=5, seed=seed)
+        coder.save(tmp_path / "modules" / "coder", lm)
+        if seed == 0:
+            train(asked(world, INTRINSIC, workspace=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"begins_with\.coder: stored"):
+        train(asked(world, INTRINSIC, workspace=str(tmp_path)))
+    with pytest.raises(CheckpointError, match="was trained with another decoder"):
+        Pipeline.from_config(asked(world, INTRINSIC, workspace=str(tmp_path))).answer(["a"])
+    assert not train(asked(world, INTRINSIC, workspace=str(tmp_path)), restart=True)["already_trained"]
+
+
 def test_an_auto_encoder_rebuilds_the_tasks_it_is_trained_on(tmp_path: Path, world: Path) -> None:
     lm = toy_lm("gpt2")
     TaskPrompts.create(lm, ["colours"], 3).save(tmp_path / "modules" / "of_tasks", lm)
