@@ -2,6 +2,7 @@
 
 import pkgutil
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,3 +91,10 @@ def test_only_what_lives_in_a_row_shares_a_batch() -> None:
     mixing = {one.acts_on for one in methods() if one.mixes}
     assert mixing == {"the input", "the answer", "keys and values"}
     assert not mixing & {one.acts_on for one in methods() if not one.mixes}
+
+
+def test_the_page_that_helps_choose_names_every_method() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text()
+    made_by_code = {"slotted_prompt", "soft_slots", "soft_verbalizer", "prototypical_verbalizer"}  # not by a config
+    for name in {one.name for one in methods()} - made_by_code:
+        assert name.removeprefix("adapter_").removesuffix("_prompt") in page, name
