@@ -9,7 +9,9 @@ content-free input comes out exactly uniform.
 being the text right before the answer. With all words under one softmax this is the same quotient with another
 denominator. An empty premise asks for p(word) alone, the unconditional PMI.
 
-Both keep the demonstrations in front (our choice for PMI).
+Both ask with the question's own demonstrations in front (our choice for PMI). That suits demonstrations that are the
+same for all questions. Those chosen as nearest carry the answer in their labels, which such a calibration takes off
+again: `demonstrations=False` asks about nothing without any.
 Shapes: W words.
 """
 
@@ -28,7 +30,10 @@ CONTENT_FREE = ("N/A", "", "[MASK]")
 
 
 class Calibration(Protocol):
-    """What an answer about nothing is asked with."""
+    """What an answer about nothing is asked with. demonstrations: whether those of the question stand in front."""
+
+    @property
+    def demonstrations(self) -> bool: ...
 
     def blanks(self, template: Template) -> list[tuple[Template, Mapping[str, str]]]:
         """Templates and records that say nothing; the average over them is taken off."""
@@ -37,9 +42,10 @@ class Calibration(Protocol):
 
 @dataclass(frozen=True)
 class ContextualCalibration:
-    """texts: what every field is filled with, one after another."""
+    """texts: what every field is filled with, one after another. demonstrations: as `Calibration`."""
 
     texts: Sequence[str] = CONTENT_FREE
+    demonstrations: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.texts, str) or not self.texts:
@@ -52,9 +58,13 @@ class ContextualCalibration:
 
 @dataclass(frozen=True)
 class DomainPMI:
-    """premise: what stands before the answer; None for what follows the template's last field."""
+    """premise: what stands before the answer; None for what follows the template's last field.
+
+    demonstrations: as `Calibration`
+    """
 
     premise: str | None = None
+    demonstrations: bool = True
 
     def blanks(self, template: Template) -> list[tuple[Template, Mapping[str, str]]]:
         """As `Calibration`."""

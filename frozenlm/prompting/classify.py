@@ -90,14 +90,15 @@ class Prompt:
         return [prediction(self.verbalizer.labels, *pair) for pair in zip(found, filled, strict=True)]
 
     def blanks(self, host: PromptHost, filled: Filled) -> list[Filled]:
-        """The questions about nothing that belong to a question: with the same demonstrations."""
+        """The questions about nothing that belong to a question: with the same demonstrations, or with none."""
         if self.calibration is None:
             return []
+        prefix = filled.prefix if self.calibration.demonstrations else ()
         room = self._room(host)
-        left = None if room is None else room - sum(map(len, filled.prefix))
+        left = None if room is None else room - sum(map(len, prefix))
         blanks = self.calibration.blanks(self.template)
         return [
-            replace(self._filled(host, template, record, "content-free input", left), prefix=filled.prefix)
+            replace(self._filled(host, template, record, "content-free input", left), prefix=prefix)
             for template, record in blanks
         ]
 
@@ -139,7 +140,8 @@ def probabilities(
     blank_places: dict[Any, list[int]] = {}
     keys = []
     for prompt, filled in asked:
-        key = (id(prompt), *(getattr(segment, "ids", id(segment)) for segment in filled.prefix))
+        same = prompt.calibration is None or not prompt.calibration.demonstrations
+        key = (id(prompt), *(() if same else (getattr(segment, "ids", id(segment)) for segment in filled.prefix)))
         keys.append(key)
         if calibrate and key not in blank_places:
             blanks = prompt.blanks(host, filled)

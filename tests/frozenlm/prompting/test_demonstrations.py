@@ -143,6 +143,17 @@ def test_a_shared_prefix_is_read_once() -> None:
     assert [rows for rows, _ in batches(lm, calibrated, [{"text": "green"}] * 5)] == [1, 5 + 2]
 
 
+def test_calibration_may_leave_the_demonstrations_out() -> None:
+    lm, calibration = toy_lm(), ContextualCalibration(["N/A"], demonstrations=False)
+    words = {"pos": "blue", "neg": "red"}  # one word a label, so shares of words are shares of labels
+    prompt = Prompt(TEMPLATE, Verbalizer(words), demonstrations=demos(choose="nearest"), calibration=calibration)
+    [raw] = Prompt(TEMPLATE, Verbalizer(words), demonstrations=demos(choose="nearest")).classify(lm, QUERIES[:1])
+    [blank] = Prompt(TEMPLATE, Verbalizer(words)).classify(lm, [{"text": "N/A"}])
+    quotient = {label: raw.probabilities[label] / blank.probabilities[label] for label in words}
+    expected = {label: value / sum(quotient.values()) for label, value in quotient.items()}
+    assert prompt.classify(lm, QUERIES[:1])[0].probabilities == pytest.approx(expected, abs=1e-5)
+
+
 def test_an_encoders_vectors_will_do() -> None:
     pool = Demonstrations(POOL, k=3, choose="nearest", embed=toy_encoder("bert").vectors)
     assert [len(own) for own in pool.chosen(QUERIES, TEMPLATE)] == [3, 3, 3]
