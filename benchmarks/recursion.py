@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +78,16 @@ METHODS = {
     "best_of_n": Method("_textual", ("prompt.name=one_pass-{seed}", "answer_by=best_score"), "one_pass", trains=False),
     "textual": Method(
         "_textual", ("prompt.name=first_pass-{seed}", "second_pass.prompt.name=second_pass-{seed}"), "first_pass"
+    ),
+    "textual_where_unsure": Method(
+        "_textual",
+        (
+            "prompt.name=first_pass-{seed}",
+            "second_pass.prompt.name=second_pass-{seed}",
+            "when=below_confidence",
+        ),
+        "textual",
+        trains=False,
     ),
     "neural": Method(
         "_neural",
@@ -184,7 +193,7 @@ def evaluate_all(config: Any, out: Path, setting: str, name: str) -> dict[str, A
     from pipelines.pipeline import Pipeline
 
     found = {}
-    keys = ("n", "em", "f1", "oracle_at_n", "tokens_in_context", "lm_weights_changed")
+    keys = ("n", "em", "f1", "oracle_at_n", "second_pass_share", "tokens_in_context", "lm_weights_changed")
     with Pipeline.from_config(config) as pipeline:
         for questions, block in question_blocks(config, setting).items():
             folder = out / "evaluation" / f"{setting}-{name}-{questions}"
@@ -292,7 +301,8 @@ def expenses(out: Path, setting: str, method: str, tokens: int) -> tuple[float, 
 
 
 def table(out: Path) -> None:
-    """Percent, means over seeds; 95% intervals by bootstrap over questions, of scores averaged over seeds."""
+    """Percent, means over seeds; 95% intervals by bootstrap over questions, of scores averaged over seeds; seconds are
+    medians over seeds, and leave out the training of what a method needs and what a stopped run had done."""
     records = read(out)
     for setting in SETTINGS:
         ran = {
@@ -312,15 +322,18 @@ def table(out: Path) -> None:
                 for method, found in ran.items():
                     parts = line(scores(out, found, questions, ids), base)
                     flops, parameters = spent[method]
+                    if method.endswith("where_unsure"):  # the others cost their first answer only
+                        paid = statistics.mean(one["figures"][questions]["second_pass_share"] for one in found)
+                        flops = spent["first_pass"][0] + paid * (flops - spent["first_pass"][0])
                     parameters = found[0].get("trained_parameters", parameters)
                     seconds = [one["training_cpu_seconds"] for one in found if "training_cpu_seconds" in one]
                     parts += [f"FLOPs {flops / spent['one_pass'][0]:5.2f}", f"trained {parameters:9,}"]
                     parts += [f"{1000 * timed[-1][method]:6.1f} ms" if timed and method in timed[-1] else "     - ms"]
-                    parts += [f"{statistics.mean(seconds):5.0f} CPU s" if seconds else "    - CPU s"]
+                    parts += [f"{statistics.median(seconds):5.0f} CPU s" if seconds else "    - CPU s"]
                     print(f"{LABELS.get(method, method.replace('_', ' ')):24} seeds {len(found)} " + "  ".join(parts))
 
 
-def line(found: dict[str, np.ndarray], base: np.ndarray) -> Iterator[str] | list[str]:
+def line(found: dict[str, np.ndarray], base: np.ndarray) -> list[str]:
     """EM, its interval and the seeds' spread, F1, EM less one pass's, oracle."""
     each = found["em"].mean(1)
     em = found["em"].mean(0)
