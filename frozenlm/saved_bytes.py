@@ -30,7 +30,7 @@ class SavedBytes:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.ignored:
             self.storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # the tensor itself would hold the graph, which holds the tensor: neither would ever go
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """What autograd keeps, in bytes that can be counted by hand."""
 
+import gc
+import weakref
+
 import torch
 from torch import nn
 
@@ -28,3 +31,21 @@ def test_without_gradients_nothing_is_kept() -> None:
     with saved_bytes() as counted, torch.no_grad():
         torch.randn(10, requires_grad=True).exp().sum()
     assert counted.total == 0
+
+
+def test_nothing_is_held_when_the_loss_is_gone_and_gradients_are_the_same() -> None:
+    layer, rows = nn.Linear(8, 4), torch.randn(16, 8)
+    with saved_bytes(layer):
+        hidden = layer(rows).exp()  # exp keeps its own output
+        loss = hidden.sum()
+    loss.backward()
+    kept, layer.weight.grad = layer.weight.grad, None
+    layer(rows).exp().sum().backward()
+    assert torch.equal(kept, layer.weight.grad)
+    with saved_bytes(layer):
+        hidden = layer(rows).exp()
+        loss = hidden.sum()
+    gone = weakref.ref(hidden)
+    del hidden, loss
+    gc.collect()
+    assert gone() is None
