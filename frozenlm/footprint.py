@@ -131,7 +131,7 @@ def kept_by(model: Any) -> Measure:
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             storages[storage._cdata] = storage
-            return tensor
+            return tensor.detach()  # the tensor itself would hold the graph that holds it
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             run()
