@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frozenlm.checkpoint import MODULE_FILE, atomic_write_json, is_module
+from frozenlm.checkpoint import MODULE_FILE, REMEDY, atomic_write_json, verify_module
 from frozenlm.deltas.attach import Delta, attach
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.encoder_inputs import encoder_inputs, read_inputs
@@ -139,20 +139,34 @@ class TunedEncoder(nn.Module):
         Raises: CheckpointError when a part is missing, damaged, of another training or of another encoder.
         """
         folder = Path(folder)
-        try:
-            tied = json.loads((folder / PAIR_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+        parts = verify_tuned(folder)
+        if ("delta" in parts) != (delta is not None):
             raise CheckpointError(
-                f"{folder / PAIR_FILE} cannot be read ({error}); save the tuned encoder again"
-            ) from error
-        if not isinstance(tied, dict) or ("delta" in tied) != (delta is not None):
-            saved = "a delta" if isinstance(tied, dict) and "delta" in tied else "no delta"
-            raise CheckpointError(f"{folder} was saved with {saved}; give its class as `delta`, or None")
-        if not all(is_module(folder / part) for part in tied) or tied != _digests(folder, delta=delta is not None):
-            raise CheckpointError(f"head and delta in {folder} are not of one training; save the tuned encoder again")
+                f"{folder} holds a head {'with a' if 'delta' in parts else 'without a'} delta, and one "
+                f"{'without' if delta is None else 'with'} was asked for; ask for what was saved, or train it again"
+            )
         return cls(
             load_head(folder / "head", encoder), None if delta is None else delta.load(folder / "delta", encoder)
         )
+
+
+def verify_tuned(folder: Path | str) -> tuple[str, ...]:
+    """Check a saved tuned encoder without using it; its parts, "head" and, where there is one, "delta".
+
+    Raises: CheckpointError when a part is missing, damaged or of another training.
+    """
+    folder = Path(folder)
+    try:
+        tied = json.loads((folder / PAIR_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / PAIR_FILE} cannot be read ({error}); {REMEDY}") from error
+    if not isinstance(tied, dict) or set(tied) not in ({"head"}, {"head", "delta"}):
+        raise CheckpointError(f"{folder / PAIR_FILE} is damaged: expected what ties head and delta; {REMEDY}")
+    for part in tied:
+        verify_module(folder / part)
+    if tied != _digests(folder, delta="delta" in tied):
+        raise CheckpointError(f"head and delta in {folder} are not of one training; {REMEDY}")
+    return tuple(tied)
 
 
 def _digests(folder: Path, *, delta: bool) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
 from pipelines.build import Log, module_folder
-from pipelines.build_deltas import delta_class, new_delta
+from pipelines.build_deltas import check_asked_for, delta_class, new_delta
 from pipelines.config_tasks import task_spec
 from pipelines.errors import CheckpointError, ConfigError
 from retrievers.compute import resolve_model
@@ -73,7 +75,7 @@ def trained_tuned(config: c.Classification, encoder: FrozenEncoder) -> TunedEnco
     """Head and delta from the workspace, in eval mode.
 
     Raises:
-        CheckpointError: not trained yet, damaged, or of another encoder.
+        CheckpointError: not trained yet, damaged, of another encoder, or not what the config asks for.
     """
     from frozenlm.encoder_tasks import TunedEncoder
 
@@ -81,4 +83,32 @@ def trained_tuned(config: c.Classification, encoder: FrozenEncoder) -> TunedEnco
     if not folder.exists():
         raise CheckpointError(f"no trained head at {folder}; run `frozenlm train CONFIG` from this directory")
     kind = None if config.delta is None else delta_class(config.delta.kind)
-    return TunedEncoder.load(folder, encoder, delta=kind).eval()
+    tuned = TunedEncoder.load(folder, encoder, delta=kind).eval()
+    _check_head(tuned.head, config, folder)
+    if config.delta is not None:
+        check_asked_for(tuned.delta, config.delta, encoder, folder / "delta")
+    return tuned
+
+
+def _check_head(head: Any, config: c.Classification, folder: Path) -> None:
+    words = task_spec(config.task).words
+    if head.pool != config.pool:
+        raise CheckpointError(
+            f"{folder} was trained with pool {head.pool!r}, the config asks for {config.pool!r}; set it back, train it "
+            "again with --restart, or give it another name"
+        )
+    if words is not None:
+        check_labels(head, words.choices, folder)
+
+
+def check_labels(head: Any, choices: Sequence[str], where: Path) -> None:
+    """Compare the labels that a head knows with those of a task, in whatever order.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if sorted(head.labels) != sorted(choices):
+        raise CheckpointError(
+            f"{where} tells {', '.join(head.labels)} apart, the task asks for {', '.join(choices)}; set its words "
+            "back, train it again with --restart, or give it another name"
+        )

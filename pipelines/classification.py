@@ -119,6 +119,7 @@ class ClassificationPipeline:
             "kind": self.config.kind,
             "seed": self.config.seed,
             "encoder_fingerprint": self.encoder.fingerprint,
+            "encoder_max_length": self.config.encoder.max_length,
             "module": sha256_file(module_folder(self.config, self.config.name) / "tuned.json"),
         }
 

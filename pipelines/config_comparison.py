@@ -10,6 +10,7 @@ from pipelines.config_deltas import Delta
 from pipelines.config_tasks import Prompt
 from pipelines.config_values import Block, Name, Positive, Rate
 
+ZERO_SHOT = "zero_shot"  # what the results of the LM as it is go by
 Rates = Annotated[list[Rate], Field(min_length=1)]
 
 
@@ -63,5 +64,7 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
     if not methods or not tasks:
         raise ValueError("a comparison needs at least one method and one task")
     for what, names in (("methods", [m.name for m in methods]), ("tasks", [t.name for t in tasks])):
+        if ZERO_SHOT in names and what == "methods":
+            raise ValueError(f"a method is called {ZERO_SHOT!r}, as the LM without one is; give it another name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")

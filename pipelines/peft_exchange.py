@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder, soft_prompt
+from pipelines.build_deltas import check_asked_for
 from pipelines.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
         raise CheckpointError(
             f"{folder} holds {module.length} soft tokens, the config asks for {block.length}; set its length to that"
         )
+    if isinstance(block, c.DeltaBlock):
+        check_asked_for(module, block, lm, Path(folder))
     module.save(target, lm)
     lm.assert_unchanged()
     log(f"imported: {target}")

@@ -18,7 +18,7 @@ from retrievers.errors import RetrievalError
 from retrievers.files import sha256_file, sha256_json
 from retrievers.manifest import MANIFEST, Manifest
 
-MODULE = "module.json"
+MODULE, TUNED = "module.json", "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield from _index(folder)
     elif (folder / MODULE).exists():
         yield from _module(folder)
+    elif (folder / TUNED).exists() or (folder / "head" / MODULE).exists():
+        yield _tuned(folder)
     elif (folder / RUN).exists() or (folder / METRICS).exists():
         yield from _evaluation(folder)
     elif folder.parent.name == "modules" and not folder.name.endswith(".run"):
@@ -93,6 +95,16 @@ def _module(folder: Path) -> Iterator[Finding]:
         yield Finding(folder, "module", str(error))
     else:
         yield Finding(folder, info.kind)
+
+
+def _tuned(folder: Path) -> Finding:
+    from frozenlm.encoder_tasks import verify_tuned
+
+    try:
+        parts = verify_tuned(folder)
+    except (CheckpointError, OSError) as error:
+        return Finding(folder, "tuned encoder", str(error))
+    return Finding(folder, f"tuned encoder: {' and '.join(parts)}")
 
 
 def _candidates(folder: Path) -> Iterator[Finding]:

@@ -119,7 +119,7 @@ class Adapter(nn.Module):
         form: "houlsby", "pfeiffer" or "parallel"
         width: m
         activation: the non-linearity, "relu", "gelu", "silu" or "tanh"
-        scale: what an adapter's output is multiplied with; None is 4 for parallel ones and 1 for the others
+        scale: what an adapter's output is multiplied with; None is `usual_scale`
         cross: houlsby only: a third adapter after a decoder's cross-attention
 
         Raises: ConfigError for an unknown setting, or a model whose sublayers cannot be told from their names.
@@ -134,7 +134,7 @@ class Adapter(nn.Module):
                 f"width is {width} and cross {cross} for form {form!r}; expected a width of at least 1, and cross for "
                 "houlsby adapters only"
             )
-        scale = (4.0 if form == "parallel" else 1.0) if scale is None else float(scale)
+        scale = usual_scale(form) if scale is None else float(scale)
         places = find_places(host.model, form, cross=cross)
         layer = host.model.get_submodule(places[0].after)
         hidden = getattr(layer, "out_features", None) or layer.nf
@@ -186,6 +186,11 @@ class Adapter(nn.Module):
             return output + self.scale * adapter(reading.pop(place, output))
 
         return add
+
+
+def usual_scale(form: Form) -> float:
+    """4 for parallel adapters, as in their paper, and 1 for the others."""
+    return 4.0 if form == "parallel" else 1.0
 
 
 def parameter_count(places: int, hidden: int, width: int) -> int:

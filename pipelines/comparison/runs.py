@@ -8,18 +8,27 @@ again, and one that was interrupted goes on where it stopped, so the whole can b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.build import Log
 from pipelines.config import ComparedMethod, MethodComparison, TaskBlock
+from pipelines.config_comparison import ZERO_SHOT
+from pipelines.config_tasks import Records
 from pipelines.errors import ConfigError
-from retrievers.files import sha256_json
+from pipelines.tasks.spec import SPLITS
+from retrievers.files import sha256_file, sha256_json
 
-ZERO_SHOT = "zero_shot"
+COMPARISON = "comparison.json"
 Result = Mapping[str, Any]
+_WRITTEN: dict[str, Any] = {  # what a line of results has in any case
+    **dict.fromkeys(("name", "method", "kind", "task"), str),
+    **dict.fromkeys(("seed", "trained_parameters", "lm_parameters"), int),
+    "score": (int, float),
+}
+_SHARED = ("lm", "encoder", "input", "generation", "training", "evaluation")  # by all runs
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ def compare_methods(
         ConfigError: the folder holds another comparison, or a damaged line.
     """
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} is a file; the results need a folder")
     out.mkdir(parents=True, exist_ok=True)
     _check_identity(config, out)
     config = config.model_copy(update={"workspace": str(out / "work")})
@@ -102,8 +113,10 @@ def read_results(out: Path | str) -> list[Result]:
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
             try:
                 result = json.loads(line)
+                if any(not isinstance(result[key], kind) for key, kind in _WRITTEN.items()):
+                    raise TypeError("a value is missing or of another type")
                 found[result["name"]] = result
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ConfigError(f"{path}:{number}: damaged line; remove it, and its run is made again") from error
     return list(found.values())
 
@@ -181,16 +194,63 @@ def _append(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _check_identity(config: MethodComparison, out: Path) -> None:
-    """One folder holds the results of one comparison; methods, tasks and seeds may be added to it."""
+    """One folder holds the results of one comparison; methods, tasks and seeds may be added to it, not changed."""
     from frozenlm.checkpoint import atomic_write_json
 
-    settings = config.model_dump(
-        mode="json", include={"lm", "encoder", "input", "generation", "training", "evaluation"}
-    )
-    path, now = out / "comparison.json", sha256_json(settings)
+    path, settings = out / COMPARISON, config.model_dump(mode="json", include=set(_SHARED))
+    now, parts = sha256_json(settings), _parts(config)
     if not path.exists():
-        atomic_write_json(path, {"settings_sha256": now, "settings": settings})
-    elif json.loads(path.read_bytes())["settings_sha256"] != now:
+        atomic_write_json(path, {"settings_sha256": now, "settings": settings, "parts": parts})
+        return
+    there = _identity_in(path)
+    if there["settings_sha256"] != now:
         raise ConfigError(
             f"{out} holds a comparison with another LM, input, training or evaluation; use another folder, or delete it"
         )
+    before, used = there.get("parts", {}), _used(read_results(out))
+    if changed := [name for name in parts if name in used and before.get(name, parts[name]) != parts[name]]:
+        raise ConfigError(
+            f"{out} holds results of another {changed[0]}; set it back, give it another name, or use another folder"
+        )
+    if before | parts != before:
+        atomic_write_json(path, there | {"parts": before | parts})
+
+
+def _used(results: Sequence[Result]) -> set[str]:
+    """The parts that there are results of, by the names of `_parts`."""
+    of_each = [(f"method {one['method']!r}", f"task {one['task']!r}") for one in results]
+    return {name for names in of_each for name in names} | ({"seed", "surface", "transfer"} if results else set())
+
+
+def _parts(config: MethodComparison) -> dict[str, str]:
+    """What may be added to a comparison, and what else its runs depend on: "what it is" -> digest of its settings."""
+    found = {f"method {one.name!r}": sha256_json(one.model_dump(mode="json")) for one in config.methods}
+    for task in config.tasks:
+        files = {split: _file_digest(getattr(task, split)) for split in SPLITS}
+        about = task.model_dump(mode="json", exclude=set(SPLITS)) | {"files": files}
+        found[f"task {task.name!r}"] = sha256_json(about | {"pair": config.pairs.get(task.name)})
+    return found | {
+        "seed": sha256_json(config.seed),
+        "surface": sha256_json(config.surface.model_dump(mode="json")),
+        "transfer": sha256_json(config.transfer),
+    }
+
+
+def _file_digest(records: Records | None) -> Any:
+    """Of a split: its settings, with the content of a file in the place of its path, which may move."""
+    if records is None:
+        return None
+    path = None if records.path is None else Path(records.path)
+    content = sha256_file(path) if path is not None and path.is_file() else records.path
+    return records.model_dump(mode="json", exclude={"path"}) | {"content": content}
+
+
+def _identity_in(path: Path) -> dict[str, Any]:
+    try:
+        there = json.loads(path.read_bytes())
+        whole = isinstance(there["settings_sha256"], str) and isinstance(there.get("parts", {}), dict)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        whole = False
+    if not whole:
+        raise ConfigError(f"{path} is damaged; use another folder, or delete it if its results are of this config")
+    return there

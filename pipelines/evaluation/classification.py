@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.build_classification import labelled_texts
+from pipelines.build import module_folder
+from pipelines.build_classification import check_labels, labelled_texts
 from pipelines.evaluation.outputs import ResultFolder
 from pipelines.evaluation.progress import progress_bar
 from pipelines.evaluation.task_answers import gold_of
@@ -41,13 +42,14 @@ def evaluate_classification(
 
     Raises:
         ConfigError: no such split, or a folder with another evaluation in it.
-        CheckpointError: nothing has been trained.
+        CheckpointError: nothing has been trained, or something else than the config asks for.
     """
     from pipelines.loader import as_written
 
     config, block = pipeline.config, pipeline.config.evaluation
     pairs = labelled_texts(config, block.split, log=log)[: limit or block.limit]
     rows = [row for row, _ in pairs]
+    check_labels(pipeline.tuned.head, rows[0].choices, module_folder(config, config.name))
     identity = {**pipeline.provenance(), "split": block.split, "examples_sha256": _digest(pairs)}
     folder = ResultFolder(out, passages=False)
     with folder.locked():

@@ -77,8 +77,10 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         "train": _digest(train),
         "dev": _digest(dev),
         "delta": None if config.delta is None else config.delta.model_dump(mode="json"),
+        "labels": list(labels),
         "pool": config.pool,
         "encoder": encoder.fingerprint,
+        "max_length": config.encoder.max_length,
     }
     result = fit_in_phases(fitted, loop_settings(training, config.seed), config.delta, prune)
     encoder.assert_unchanged()

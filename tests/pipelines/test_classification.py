@@ -13,6 +13,7 @@ from pipelines.evaluation.task_figures import compare_tasks
 from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 from pipelines.training import train
+from pipelines.verify import verify
 from tests.pipelines.toy_multitask import COLOURS, make_world
 
 
@@ -120,3 +121,64 @@ def test_bad_classifications(tmp_path: Path) -> None:
             pipeline.answer([("a", "b")])  # type: ignore[list-item]
         with pytest.raises(ConfigError, match="leave hits out"):
             pipeline.answer(["a"], hits=[[]])
+
+
+def test_what_was_trained_with_other_settings_is_never_used(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    lora = {"kind": "lora", "name": "d", "rank": 2}
+    train(load_config(settings(world, delta=lora)))
+    task = settings(world)["task"]
+    for changes, words in (
+        ({"pool": "first"}, "with pool 'mean', the config asks for 'first'"),
+        ({"delta": lora | {"rank": 4}}, "with rank 2, the config asks for 4"),
+        ({"delta": lora | {"targets": "feed_forward"}}, "with targets"),
+        ({"delta": None}, "holds a head with a delta, and one without was asked for"),
+        ({"task": task | {"verbalizer": {"red": "red", "blue": "azure"}}}, "tells red, blue apart, the task asks for"),
+    ):
+        config = load_config(settings(world, **{"delta": lora} | changes))
+        with Pipeline.from_config(config) as pipeline:
+            with pytest.raises(CheckpointError, match=words):
+                pipeline("the cat is red")
+            with pytest.raises(CheckpointError, match=words):
+                evaluate_classification(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="other settings"):
+            train(config)
+    shorter = load_config(settings(world, delta=lora, encoder={"model": str(world / "encoder"), "max_length": 4}))
+    with pytest.raises(ConfigError, match="max_length: stored None, now 4"):
+        train(shorter)
+
+
+def test_labels_keep_their_places_when_the_config_orders_them_otherwise(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    config = load_config(settings(world))
+    train(config)
+    turned = load_config(settings(world, task=settings(world)["task"] | {"verbalizer": {"blue": "blue", "red": "red"}}))
+    with Pipeline.from_config(config) as one, Pipeline.from_config(turned) as other:
+        assert one("the cat is red").text == other("the cat is red").text
+    with pytest.raises(ConfigError, match="labels: stored"):
+        train(turned)
+
+
+def test_damage_is_found_and_refused(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    config = load_config(settings(world, delta={"kind": "lora", "name": "d", "rank": 2}))
+    train(config)
+    folder = world / "work" / "modules" / "colours"
+    assert [one.problem for one in verify(folder)] == [None]
+    (tensors,) = (folder / "delta").glob("*.safetensors")
+    for file, content in (
+        (folder / "tuned.json", b"{torn"),
+        (folder / "tuned.json", b"[]"),
+        (folder / "tuned.json", b'{"delta": "x"}'),
+        (folder / "head" / "module.json", b"{}"),
+        (tensors, tensors.read_bytes()[:-1]),
+    ):
+        whole = file.read_bytes()
+        file.write_bytes(content)
+        assert all(one.problem for one in verify(folder))
+        with Pipeline.from_config(config) as pipeline, pytest.raises(CheckpointError):
+            pipeline("the cat is red")
+        file.write_bytes(whole)
+    (folder / "head").rename(folder / "lost")
+    assert [one.problem is None for one in verify(folder)] == [False]
+    assert train(config)["already_trained"] and [one.problem for one in verify(folder)] == [None]

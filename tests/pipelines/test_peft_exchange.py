@@ -88,6 +88,15 @@ def test_what_peft_cannot_hold(tmp_path: Path) -> None:
     other = configured(world, prompt=None, delta={"kind": "ia3", "name": "e"})
     with pytest.raises(CheckpointError, match="holds lora, the config asks for ia3"):
         import_peft(other, tmp_path / "peft")
+    for change, words in (
+        ({"rank": 4}, "with rank 2, the config asks for 4"),
+        ({"alpha": 4}, "with alpha 16.0, the config asks for 4.0"),
+        ({"targets": "attention"}, "with targets"),
+    ):
+        other = configured(world, prompt=None, delta={"kind": "lora", "name": "e", "rank": 2} | change)
+        with pytest.raises(CheckpointError, match=words):
+            import_peft(other, tmp_path / "peft")
+        assert not (world / "work" / "modules" / "e").exists()
     config = tmp_path / "peft" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises((CheckpointError, ConfigError), match="pissa"):

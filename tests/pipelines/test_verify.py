@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from frozenlm.checkpoint import save_module
+from frozenlm.deltas.bitfit import BitFit
+from frozenlm.encoder_tasks import TunedEncoder
+from frozenlm.task_heads import ClassificationHead
 from frozenlm.tensor_file import write_tensors
 from pipelines.errors import ConfigError
 from pipelines.evaluation.outputs import ResultFolder
 from pipelines.verify import Finding, verify
 from retrievers.bm25 import BM25Retriever
 from retrievers.types import Passage
+from tests.toys import toy_encoder
 
 
 def make_index(folder: Path) -> Path:
@@ -28,6 +32,13 @@ def make_index(folder: Path) -> Path:
 def make_module(folder: Path) -> Path:
     target = folder / "modules" / "prompt"
     save_module(target, {"vectors": torch.ones(2, 3)}, {"length": 2}, lm_fingerprint="a" * 64, kind="soft_prompt")
+    return target
+
+
+def make_tuned(folder: Path) -> Path:
+    encoder = toy_encoder("bert")
+    target = folder / "modules" / "tuned"
+    TunedEncoder(ClassificationHead.create(encoder, ["no", "yes"]), BitFit.create(encoder)).save(target, encoder)
     return target
 
 
@@ -52,6 +63,7 @@ def make_evaluation(folder: Path) -> Path:
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "index": make_index,
     "module": make_module,
+    "tuned encoder": make_tuned,
     "training state": make_training_state,
     "evaluation": make_evaluation,
 }

@@ -151,3 +151,62 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [line["method"] for line in lines] == ["zero_shot", "prompt", "longer"] and lines[2]["of_reference"] == 1.0
     assert cli.main(["compare-methods", str(file), *out, "--report"]) == 0
     assert "longer" in capsys.readouterr().out and (tmp_path / "out" / "comparison.html").exists()
+
+
+def test_a_folder_holds_no_results_of_two_methods_of_one_name(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    base = comparison(world, seeds=1, transfer=False)
+    found = compare_methods(load_config(base), tmp_path / "out")
+
+    def changed(**changes: Any) -> Any:
+        prompt, longer = base["methods"]
+        return load_config(base | {"methods": [prompt, longer | changes]})
+
+    other_length = changed(prompt={"kind": "soft_prompt", "name": "longer", "length": 4})
+    colours, places = base["tasks"]
+    for config, words in (
+        (other_length, "results of another method 'longer'"),
+        (changed(steps=3), "results of another method 'longer'"),
+        (changed(learning_rates=[0.1]), "results of another method 'longer'"),
+        (
+            load_config(base | {"tasks": [colours | {"template": "{text}"}, places]}),
+            "results of another task 'colours'",
+        ),
+        (load_config(base | {"seed": 5}), "results of another seed"),
+        (load_config(base | {"transfer": True}), "results of another transfer"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            compare_methods(config, tmp_path / "out")
+    added = base["methods"] + [{"prompt": {"kind": "soft_prompt", "name": "new"}, "learning_rates": [0.1], "steps": 1}]
+    assert compare_methods(load_config(base | {"methods": added}), tmp_path / "out")[: len(found)] == found
+    (world / "colours.jsonl").write_text((world / "colours.jsonl").read_text().replace("cat", "dog"))
+    with pytest.raises(ConfigError, match="results of another task 'colours'"):
+        compare_methods(load_config(base), tmp_path / "out")
+    (tmp_path / "out" / "comparison.json").write_text("{torn")
+    with pytest.raises(ConfigError, match="is damaged"):
+        compare_methods(load_config(base), tmp_path / "out")
+
+
+def test_a_method_without_results_may_still_be_mended(tmp_path: Path) -> None:
+    base = comparison(make_world(tmp_path), seeds=1, reference=None)
+    many = {"delta": {"kind": "partial_layers", "name": "many", "blocks": 9}, "learning_rates": [0.1]}
+    with pytest.raises(ConfigError, match="blocks is 9"):
+        compare_methods(load_config(base | {"methods": [many]}), tmp_path / "out")
+    many["delta"] = many["delta"] | {"blocks": 1}  # type: ignore[operator]
+    assert len(compare_methods(load_config(base | {"methods": [many]}), tmp_path / "out")) == 4
+
+
+def test_bad_folders_and_lines(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="is a file"):
+        compare_methods(load_config(comparison(world)), tmp_path / "file")
+    whole = result("a", "x", 0, 0.5)
+    for line in ({"name": "a/x/0"}, whole | {"score": "high"}, whole | {"task": None}, [1], "a"):
+        (tmp_path / "results.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
+        with pytest.raises(ConfigError, match=r"results.jsonl:2: damaged line"):
+            read_results(tmp_path)
+    taken = comparison(world)
+    taken["methods"][0]["prompt"]["name"] = "zero_shot"
+    with pytest.raises(ConfigError, match="a method is called 'zero_shot'"):
+        load_config(taken)

@@ -9,6 +9,7 @@ import torch
 from frozenlm.checkpoint import load_module
 from pipelines.build_deltas import delta_class
 from pipelines.config_deltas import DELTA_KINDS
+from pipelines.errors import CheckpointError, ConfigError
 from pipelines.evaluation.multitask import evaluate_multitask
 from pipelines.pipeline import Pipeline
 from pipelines.training import train
@@ -93,3 +94,40 @@ def test_prefixes_of_several_tasks_prompts_and_nothing_in_one_call(tmp_path: Pat
             alone = pipeline.answer([text], modules=[name])[0]
             assert answer.text == alone.text and answer.score == pytest.approx(alone.score, abs=1e-4)
             lm_of.assert_unchanged()
+
+
+CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"kind": "lora", "rank": 2}, {"rank": 4}, "with rank 2, the config asks for 4"),
+    ({"kind": "lora", "rank": 2}, {"alpha": 1}, "with alpha 16.0, the config asks for 1.0"),
+    ({"kind": "lora", "rank": 2}, {"targets": ["q_proj"]}, "with targets .*q_proj"),
+    ({"kind": "lora", "rank": 2}, {"kind": "dora"}, "with kind 'lora', the config asks for 'dora'"),
+    ({"kind": "vera", "rank": 4}, {"rank": 8}, "with rank 4"),
+    ({"kind": "adapter", "width": 4}, {"width": 8}, "with width 4, the config asks for 8"),
+    ({"kind": "adapter", "width": 4}, {"form": "parallel"}, "with form 'pfeiffer'"),
+    ({"kind": "adapter", "width": 4, "scale": 2}, {"scale": None}, "with scale 2.0, the config asks for 1.0"),
+    ({"kind": "bitfit"}, {"norms": False}, "with norms True"),
+    ({"kind": "prefix_tuning", "length": 3, "middle_size": 8}, {"length": 5}, "with length 3, the config asks for 5"),
+    ({"kind": "p_tuning_v2", "length": 3}, {"position_offset": False}, "with position_offset True"),
+    ({"kind": "diff_pruning", "share": 0.01}, {"share": 0.02}, "with share 0.01"),
+    ({"kind": "masking"}, {"targets": "attention"}, "with targets 'all'"),
+    ({"kind": "partial_layers"}, {"blocks": 2}, "with blocks 1"),
+    ({"kind": "random_subset", "share": 0.01}, {"share": 0.02}, "with share 0.01"),
+    ({"kind": "intrinsic_dimension", "dimension": 16}, {"dimension": 20}, "with dimension 16, the config asks for 20"),
+    ({"kind": "intrinsic_dimension", "dimension": 16}, {"projection": "dense"}, "with projection 'fastfood'"),
+]
+
+
+@pytest.mark.parametrize(("block", "change", "words"), CHANGES)
+def test_what_was_trained_with_other_settings_is_never_used(
+    tmp_path: Path, block: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    world = make_world(tmp_path, "opt")
+    train(configured(world, prompt=None, delta=block | {"name": "d"}))
+    other = configured(world, prompt=None, delta=block | {"name": "d"} | change)
+    with Pipeline.from_config(other) as pipeline, pytest.raises(CheckpointError, match=words):
+        pipeline("text the cat is red answer")
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        train(other)
+    train(other, restart=True)
+    with Pipeline.from_config(other) as pipeline:
+        assert pipeline("text the cat is red answer").module == "d"
