@@ -55,7 +55,8 @@ class BM25Retriever:
             if threads is None:
                 import numba
 
-                threads = numba.get_num_threads()
+                # Not numba's getter, which starts its pool from this thread: see bm25_scoring.py.
+                threads = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
             self._scorer = Bm25sScorer(folder / _INDEX, self.passages.rank, threads=threads)
             vocabulary = self._scorer.vocabulary
         else:

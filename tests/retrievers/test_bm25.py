@@ -140,13 +140,13 @@ class TestScores:
         assert one.retrieve(queries, 20) == [one.retrieve([query], 20)[0] for query in queries]
 
     def test_a_batch_leaves_torch_its_number_of_threads(self, tmp_path: Path) -> None:
-        """In a process of its own, since numba starts its threads once. Another number ends torch's sums in other bits."""
+        """In a process of its own, since numba starts its threads once."""
         pytest.importorskip("torch")
         BM25Retriever.build(TOY, tmp_path / "i")
         code = (
             "import sys, torch; torch.set_num_threads(3); before = torch.get_num_threads();"
             "from retrievers.bm25 import BM25Retriever;"
-            "found = BM25Retriever.open(sys.argv[1], threads=2).search(['cat', 'river'], 2);"
+            "found = BM25Retriever.open(sys.argv[1]).search(['cat', 'river'], 2);"
             "print(len(found), before, torch.get_num_threads())"
         )
         environment = os.environ | {"NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
