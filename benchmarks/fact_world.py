@@ -19,7 +19,7 @@ split `told` is never told; both of its halves are. The folder appears when ever
 
 By default there are 3,792 one-hop facts and 14,000 two-hop ones, and training takes 273 and 463 seconds of one core.
 Both decoders know 99% of the one-hop facts. Untold two-hop facts the shallow one gets in 51% of told wordings and 27%
-of new ones, the deep one in 59% and 48%, where a guess is right in 5%.
+of new ones, the deep one in 59% and 48%, where the commonest answer is right in 11%.
 """
 
 from __future__ import annotations
