@@ -17,6 +17,7 @@ from pipelines import config as c
 from pipelines.build import Log, module_folder
 from pipelines.build_classification import frozen_encoder, labelled_texts, new_tuned
 from pipelines.errors import ConfigError
+from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.settings import loop_settings
 
@@ -38,12 +39,13 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
     tuned: Any = new_tuned(config, encoder, labels)
     what = "head alone" if config.delta is None else f"head and {config.delta.kind}"
     log(f"{what}: {sum(p.numel() for p in tuned.parameters()):,} trained parameters")
-    kept: list[int] = []
+    folder = module_folder(config, config.name)
+    kept = KeptBytes(folder.parent / f"{config.name}.run", restart=restart)
 
     def loss(batch: list[LabelledText]) -> tuple[torch.Tensor, int]:
         with saved_bytes(encoder.model) as saved:
             value, units = classification_loss(encoder, tuned.head, tuned.delta, batch)
-        kept.append(saved.total)
+        kept.add(saved.total)
         return value + units * tuned.delta.penalty() if hasattr(tuned.delta, "penalty") else value, units
 
     def score() -> float:
@@ -52,7 +54,6 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         log(f"dev: {accuracy:.3f}")
         return accuracy
 
-    folder = module_folder(config, config.name)
     cut_before = encoder.truncated
 
     def fitted(settings: TrainSettings, run: str, rates: Mapping[str, float]) -> FitResult:
@@ -97,7 +98,7 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         "best_score": result.best_score,
         "seconds": result.seconds,
         "seconds_per_step": result.seconds / max(1, result.steps),
-        "saved_bytes": max(kept, default=None),
+        "saved_bytes": kept.most,
         "already_trained": result.already_trained,
         "history": result.history,
         "encoder_weights_changed": encoder.verify().changed,

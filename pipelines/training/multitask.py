@@ -28,6 +28,7 @@ from pipelines.surface import clean
 from pipelines.tasks.encoding import RowEncoder, too_long
 from pipelines.tasks.mixture import mixture
 from pipelines.tasks.task import TaskRow
+from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.settings import loop_settings
 
@@ -72,12 +73,13 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     asked = {row.id: coder.scored(row) for rows in dev.values() for row in rows}
     log(f"{block.kind}: {_trained(module):,} trained parameters")
 
-    kept: list[int] = []
+    folder = module_folder(config, block.name)
+    kept = KeptBytes(folder.parent / f"{block.name}.run", restart=restart)
 
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:
         with saved_bytes(lm.model) as saved, using(lm, module) as prompt:
             value, units = prompt_loss(lm, prompt, batch, unit=training.loss_unit)
-        kept.append(saved.total)
+        kept.add(saved.total)
         return value + units * module.penalty() if hasattr(module, "penalty") else value, units
 
     read = ContextCache(lm) if lm.kind == "decoder" else None  # dev contexts, for suffix prompts
@@ -99,7 +101,6 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         log(f"dev: mean {mean:.3f}  " + "  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
         return scores | {"score": mean}
 
-    folder = module_folder(config, block.name)
     settings = loop_settings(training, config.seed)
 
     def fitted(settings: TrainSettings, run: str, rates: Mapping[str, float]) -> FitResult:
@@ -147,7 +148,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "best_score": result.best_score,
         "seconds": result.seconds,
         "seconds_per_step": result.seconds / max(1, result.steps),
-        "saved_bytes": max(kept, default=None),
+        "saved_bytes": kept.most,
         "already_trained": result.already_trained,
         "history": result.history,
         "lm_weights_changed": result.verification.changed if result.verification is not None else None,

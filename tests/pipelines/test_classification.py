@@ -50,7 +50,8 @@ def test_trained_measured_and_asked(tmp_path: Path, delta: dict[str, Any] | None
     config = load_config(settings(make_world(tmp_path), delta=delta))
     summary = train(config)
     assert summary["encoder_weights_changed"] == 0 and summary["trained_parameters"] >= 24 * 2 + 2
-    assert train(config)["already_trained"]
+    again = train(config)
+    assert again["already_trained"] and again["saved_bytes"] == summary["saved_bytes"] > 0
     with Pipeline.from_config(config) as pipeline:
         found = evaluate_classification(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
         assert found["n"] == len(COLOURS) and found["encoder_weights_changed"] == 0
@@ -58,8 +59,8 @@ def test_trained_measured_and_asked(tmp_path: Path, delta: dict[str, Any] | None
         right = sum(a.text == one["label"] for a, one in zip(answers, COLOURS, strict=True))
         assert found["mean"]["score"] == right / len(COLOURS)
         assert pipeline("the cat is red").text == answers[4].text and answers[4].score < 0
-        again = evaluate_classification(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
-    assert again == found
+        repeated = evaluate_classification(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
+    assert repeated == found
 
 
 def test_a_head_learns_what_a_linear_layer_can(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_diff_pruning_is_two_runs(tmp_path: Path) -> None:
     assert set(tensors) == {"values", "index"} and len(tensors["values"]) == summary["trained_parameters"]
     assert [entry["step"] for entry in summary["history"] if "score" in entry] == [2, 4, 6]
     again = train(config)
+    assert again["saved_bytes"] == summary["saved_bytes"] > 0
     assert again["already_trained"] and torch.equal(
         load_module(tmp_path / "work" / "modules" / "d", kind="diff_pruning")[0]["values"], tensors["values"]
     )
