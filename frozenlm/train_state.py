@@ -29,6 +29,7 @@ class Record:
     step: optimizer steps done
     bad_evaluations: evaluations in a row without a better score
     loss_sum, loss_steps: of the steps since the last history entry
+    threads: torch's CPU threads when the run began; with another number sums end in other bits. 0: not known
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class Record:
     loss_sum: float = 0.0
     loss_steps: int = 0
     seconds: float = 0.0
+    threads: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 

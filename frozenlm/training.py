@@ -3,9 +3,10 @@
 Its two promises: a run that is killed at any moment and started again ends in the same bits as one left alone, and the
 frozen LM is compared with what was loaded when the run ends. The first holds because the state is one atomically
 replaced file, and because data order, rate and random numbers are pure functions of (seed, step): nothing else is
-remembered. accelerate brings processes, devices, reductions and trackers; micro-batches are weighted by hand, since its
-gradient accumulation averages their means and so gives a short micro-batch the weight of a long one. The module is not
-wrapped for many processes: what is trained is small, so gradients are summed after the backward pass.
+remembered. On a CPU it takes the same number of threads too, which the state notes. accelerate brings processes,
+devices, reductions and trackers; micro-batches are weighted by hand, since its gradient accumulation averages their
+means and so gives a short micro-batch the weight of a long one. The module is not wrapped for many processes: what is
+trained is small, so gradients are summed after the backward pass.
 """
 
 import logging
@@ -162,7 +163,7 @@ class _Run:
     accelerator: "Accelerator"
     tracked: bool
     log: Callable[[str], None]
-    record: Record = field(default_factory=Record)
+    record: Record = field(default_factory=lambda: Record(threads=torch.get_num_threads()))
 
     def __post_init__(self) -> None:
         self.device = next(iter(trained_parameters(self.module).values())).device
@@ -174,6 +175,7 @@ class _Run:
             self.record = found
             where = f"step {found.step} of {self.settings.steps} ({self.folder.folder})"
             self.log(f"already trained: {where}" if found.finished else f"resuming after {where}")
+            self._compare_threads()
         elif self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
@@ -181,6 +183,14 @@ class _Run:
                 tensor.copy_(broadcast(tensor.contiguous()))
         self.accelerator.wait_for_everyone()
         return self.record.step
+
+    def _compare_threads(self) -> None:
+        began, now = self.record.threads, torch.get_num_threads()
+        if self.device.type == "cpu" and not self.record.finished and began not in (0, now):
+            self.log(
+                f"this run began with {began} CPU threads and goes on with {now}: it may end in other last bits than "
+                "without the stop; OMP_NUM_THREADS sets the number"
+            )
 
     def train(self, *, shown: bool) -> None:
         """Runs the steps that are left."""

@@ -126,11 +126,12 @@ def module_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def first_pass_cache(config: c.NeuralRecursion, lm: FrozenLM, rows: Any, log: Log) -> FirstPassCache | None:
+def first_pass_cache(config: c.NeuralRecursion, lm: FrozenLM, rows: Any, run: str, log: Log) -> FirstPassCache | None:
     """The states of pass 1 on disk, computed now as far as they are not there; None where the config says off.
 
     Args:
         rows: makes what pass 1 reads; called only where it is kept.
+        run: name of the module that is trained; what its last training kept for other data is removed.
     """
     block = config.first_pass_cache
     if block.kind == "off":
@@ -138,7 +139,7 @@ def first_pass_cache(config: c.NeuralRecursion, lm: FrozenLM, rows: Any, log: Lo
     from frozenlm.recursion.pass_cache import FirstPassCache
 
     folder = config.workspace_path / "cache" / "first_pass"
-    return FirstPassCache(lm, rows(), folder=folder, dtype=block.dtype, byte_budget=block.byte_budget, log=log)
+    return FirstPassCache(lm, rows(), folder=folder, dtype=block.dtype, byte_budget=block.byte_budget, run=run, log=log)
 
 
 def sampling(config: c.TextualRecursion) -> Sampling:

@@ -9,6 +9,7 @@ A cache lies in a folder named by the LM's fingerprint, the data and both dtypes
 it. A shard is one file, replaced atomically, with a digest of all of it: after a kill the finished shards are taken
 up, and a shard that is cut, changed or not of this cache is named and computed anew. Every start reads the shards once
 to check them. The byte budget is filled with the first rows; the others are run anew each time, and counted.
+States reach training through the file in the start that computed them too, so a resumed run reads the same bits.
 Shapes: n tokens of a row, H' width of the final hidden states.
 """
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.lm import BATCH_TOKENS, FrozenLM
+from frozenlm.recursion import stale_caches
 from frozenlm.recursion.sizes import require_decoder
 from frozenlm.rows import Tokens
 from frozenlm.tensor_file import clear_temporaries, read_tensors, write_tensors
@@ -81,10 +83,12 @@ class FirstPassCache:
     byte_budget: the most bytes of states kept
     shard_bytes: of one file, about; the most work that a kill loses
     batch_tokens: the most tokens the LM runs at a time
+    run: name of the training run that reads it; when this cache is complete, those in `folder` that the run has read
+        before and no other run reads are removed. None: the cache is nobody's and stays
     log: gets one line about what was found damaged, and the report
 
-    Raises: ConfigError for an encoder-decoder LM or a setting out of range; ShapeError for an empty row or one past the
-        window; CheckpointError when the disk is full or the folder cannot be written.
+    Raises: ConfigError for an encoder-decoder LM, a setting out of range or a name that no file can have; ShapeError
+        for an empty row or one past the window; CheckpointError when the disk is full or the folder cannot be written.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class FirstPassCache:
         byte_budget: int = BYTE_BUDGET,
         shard_bytes: int = SHARD_BYTES,
         batch_tokens: int = BATCH_TOKENS,
+        run: str | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         require_decoder(lm)
@@ -115,8 +120,21 @@ class FirstPassCache:
         unique = self._unique(rows)
         self.key = self._key(unique)
         self.folder = Path(folder) / self.key[:32]
+        if run is not None:
+            stale_caches.check_run(run)
+            stale_caches.mark(self.folder, run)
         self._build(unique, list(self._shards(unique, shard_bytes)))
         self._log(self.report())
+        if run is not None:
+            for other in stale_caches.remove_others(self.folder, run):
+                self._log(f"pass-1 cache: {other} removed, since run {run} reads other data or another LM now")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the identity of a training run that reads these states must hold: the dtype that they were rounded to;
+        nothing where they are exact."""
+        exact = torch.promote_types(self.dtype, self.lm.dtype) == self.dtype
+        return {} if exact else {"first_pass_dtype": str(self.dtype).removeprefix("torch.")}
 
     def states(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
         """Final hidden states of pass 1, one tensor [n, H'] a row, on the LM's device; those not kept are run anew."""
@@ -185,7 +203,7 @@ class FirstPassCache:
         if self.folder.is_dir():
             clear_temporaries(self.folder, older_than=3600)
             wanted = {shard.path for shard in shards}
-            for path in self.folder.glob("rows-*.safetensors"):
+            for path in self.folder.glob(stale_caches.SHARDS):
                 if path not in wanted:  # cut for another budget or another size of file
                     path.unlink()
         for shard in shards:

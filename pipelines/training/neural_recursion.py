@@ -48,7 +48,8 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
     prompt = _starting_prompt(config, lm) if block is not None else None
     prepared, held_out = prepare_both(parts, config, *training_questions(training), log)
     examples, dev = ([first_example(lm, config, one) for one in some if one.answers] for some in (prepared, held_out))
-    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*examples, *dev]), log)
+    run = config.connector.name
+    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*examples, *dev]), run, log)
     model = RecursiveLM(lm, connector, prompt)
     trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
     log(f"{model.passes} passes, {trained:,} trained parameters")
@@ -73,7 +74,8 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
             "start": start,
             "prompt": block.model_dump(mode="json", exclude={"name", "missing"}) if block is not None else None,
             "prompt_start": build_recursion.module_sha256(prompt) if prompt is not None else None,
-        },
+        }
+        | (cache.identity if cache is not None else {}),
         lm=lm,
         trackers=training.trackers,
         log=log,

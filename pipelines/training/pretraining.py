@@ -49,7 +49,7 @@ def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) ->
     train, dev = _split(blocks, block.dev_blocks)
     log(f"{len(blocks.tokens):,} tokens in {len(train)} blocks of {block.length} for training, {len(dev)} for dev")
     model = RecursiveLM(lm, connector)
-    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*train, *dev]), log)
+    cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*train, *dev]), block.name, log)
     one_pass = mean_recursion_loss(model, dev, first_pass=cache)  # the gate is zero: this is what one pass says
     log(f"dev perplexity of one pass: {math.exp(one_pass):.3f}")
 
@@ -68,7 +68,8 @@ def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) ->
             "blocks": blocks.fingerprint,
             "dev_blocks": len(dev),
             "connector": config.connector.model_dump(mode="json", exclude={"name", "missing"}),
-        },
+        }
+        | (cache.identity if cache is not None else {}),
         lm=lm,
         trackers=block.trackers,
         log=log,

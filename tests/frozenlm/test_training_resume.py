@@ -109,6 +109,26 @@ def test_rates_of_parameters_are_part_of_the_run_and_survive_a_stop(tmp_path: Pa
     assert not torch.equal(run("alike", None), whole)
 
 
+def test_another_number_of_threads_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    module = Slope()
+
+    def loss(xs: list[float]) -> tuple[Tensor, int]:
+        if len(lines) == 0 and float(module.a.detach()) > 0.75:
+            raise KeyboardInterrupt
+        return module.loss(xs)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(module, tmp_path, loss=loss)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        train(Slope(), tmp_path, log=lines.append)
+    finally:
+        torch.set_num_threads(before)
+    assert f"this run began with {before} CPU threads and goes on with {before + 1}" in lines[1]
+
+
 def test_nan_loss_names_the_step_and_loses_nothing(tmp_path: Path) -> None:
     whole = Slope()
     train(whole, tmp_path / "whole")

@@ -175,6 +175,55 @@ def test_killed_while_building_goes_on_from_the_finished_files(tmp_path: Path) -
     assert len(files(tmp_path)) == 2
     cache = FirstPassCache(toy_lm(), ROWS, folder=tmp_path, shard_bytes=1)
     assert (cache.counts.taken_up, cache.counts.shards) == (2, 4)
+    whole = FirstPassCache(toy_lm(), ROWS, folder=tmp_path / "whole", shard_bytes=1)
+    assert all(torch.equal(*pair) for pair in zip(cache.states(ROWS), whole.states(ROWS), strict=True))
+
+
+def test_old_caches_of_a_run_are_removed_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    lm, lines = toy_lm(), []
+
+    def made(rows: list[tuple[int, ...]], run: str | None) -> Path:
+        return FirstPassCache(lm, rows, folder=tmp_path, run=run, log=lines.append).folder
+
+    nobodys = made(ROWS[:1], None)
+    shared = made(ROWS[:2], "a")
+    assert made(ROWS[:2], "b") == shared
+    with_notes = made(ROWS[:3], "a")  # "b" still reads the one before
+    assert nobodys.is_dir() and shared.is_dir() and lines[-1].startswith("pass-1 cache: 3 of 3 rows kept")
+    (with_notes / "notes.txt").write_text("mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.run").touch()
+    (tmp_path / "file.run").touch()
+    last = made(ROWS, "a")
+    assert [path.name for path in with_notes.iterdir()] == ["notes.txt"]
+    assert lines[-1] == f"pass-1 cache: {with_notes} removed, since run a reads other data or another LM now"
+    made(ROWS, "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [nobodys.name, with_notes.name, last.name, "other", "file.run"]
+    )
+    assert FirstPassCache(lm, ROWS, folder=tmp_path).counts.taken_up == 1
+    with pytest.raises(ConfigError, match=r"is called '\.\./a'; use letters"):
+        made(ROWS, "../a")
+
+
+def test_a_start_that_fails_leaves_the_old_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = toy_lm()
+    old = FirstPassCache(lm, ROWS[:2], folder=tmp_path, run="a").folder
+    with monkeypatch.context() as patch:
+        patch.setattr(FirstPassCache, "_run", lambda self, rows: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            FirstPassCache(lm, ROWS, folder=tmp_path, run="a")
+    assert files(old)
+    new = FirstPassCache(lm, ROWS, folder=tmp_path, run="a").folder
+    assert list(tmp_path.iterdir()) == [new]
+
+
+@pytest.mark.parametrize("dtype", ["lm", "float32", "bfloat16"])
+def test_a_rounding_dtype_is_part_of_a_runs_identity(tmp_path: Path, dtype: str) -> None:
+    exact, rounded = {}, {"first_pass_dtype": "bfloat16"}
+    found = FirstPassCache(toy_lm(), ROWS, folder=tmp_path, dtype=dtype).identity
+    assert found == (rounded if dtype == "bfloat16" else exact)
 
 
 def test_training_under_autocast_uses_states_in_the_lms_own_dtype(tmp_path: Path) -> None:
