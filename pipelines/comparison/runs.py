@@ -7,8 +7,10 @@ again, and one that was interrupted goes on where it stopped, so the whole can b
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def compare_methods(
         All results in the folder.
 
     Raises:
-        ConfigError: the folder holds another comparison, or a damaged line.
+        ConfigError: the folder holds another comparison or a damaged line, or another process runs the same part.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
@@ -76,17 +78,18 @@ def compare_methods(
     config = config.model_copy(update={"workspace": str(out / "work")})
     index, of = part
     file = out / ("results.jsonl" if of == 1 else f"results-{index}-of-{of}.jsonl")
-    for task in config.tasks if index == 0 and config.lm is not None else ():
-        if not any(result["name"] == f"{ZERO_SHOT}/{task.name}" for result in read_results(out)):
-            _append(file, _zero_shot(config, task, out))
-    own = config.methods[index::of]
-    for run in runs(config):
-        done = {result["name"]: result for result in read_results(out)}
-        if run.method in own and run.name not in done:
-            log(f"{run.name} ({len(done)} results so far)")
-            first = done.get(Run(run.method, config.tasks[0], 0).name)
-            rates = run.method.learning_rates if first is None else [first["learning_rate"]]
-            _append(file, _measured(config, run, rates, out, log))
+    with _alone(file):
+        for task in config.tasks if index == 0 and config.lm is not None else ():
+            if not any(result["name"] == f"{ZERO_SHOT}/{task.name}" for result in read_results(out)):
+                _append(file, _zero_shot(config, task, out))
+        own = config.methods[index::of]
+        for run in runs(config):
+            done = {result["name"]: result for result in read_results(out)}
+            if run.method in own and run.name not in done:
+                log(f"{run.name} ({len(done)} results so far)")
+                first = done.get(Run(run.method, config.tasks[0], 0).name)
+                rates = run.method.learning_rates if first is None else [first["learning_rate"]]
+                _append(file, _measured(config, run, rates, out, log))
     return read_results(out)
 
 
@@ -184,6 +187,17 @@ def _evaluated(config: Any, folder: Path) -> dict[str, Any]:
         "lm_parameters": parameters,
         "lm_weights_changed": metrics[changed],
     }
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """Keep other processes from the same part."""
+    with file.open("ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process writes {file}; wait, or share the work with --part") from None
+        yield
 
 
 def _append(path: Path, result: Mapping[str, Any]) -> None:

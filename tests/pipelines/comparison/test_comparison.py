@@ -1,5 +1,6 @@
 """Methods on tasks: every run once, resumed after a kill, figures that can be computed by hand, a report to look at."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_parts_share_the_methods(tmp_path: Path) -> None:
     compare_methods(config, tmp_path / "out", part=(1, 2))
     assert {r["method"] for r in read_results(tmp_path / "out")} == {"longer"}
     assert len(compare_methods(config, tmp_path / "out", part=(0, 2))) == 6
+
+
+def test_two_processes_do_not_run_the_same_part(tmp_path: Path) -> None:
+    config = load_config(comparison(make_world(tmp_path), seeds=1))
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / "results.jsonl").open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process writes"):
+            compare_methods(config, tmp_path / "out")
 
 
 def test_around_an_encoder(tmp_path: Path) -> None:
