@@ -341,7 +341,7 @@ class MethodComparison(Job):
         if self.reference is not None and self.reference not in names:
             raise ValueError(f"reference is {self.reference!r}; the methods here are {names}")
         for method in self.methods:
-            self.one(method, self.tasks[0], 0, method.learning_rates[0])
+            self.one(method, self.tasks[0], self.seeds - 1, method.learning_rates[0])
         return self
 
     def one(
@@ -350,7 +350,7 @@ class MethodComparison(Job):
         """The config of a single training: one method, one task."""
         steps = method.steps or self.training.steps
         training = self.training.model_copy(update={"learning_rate": learning_rate, "steps": steps})
-        name = f"{method.name}-{task.name}-{learning_rate:g}-{seed}"
+        name = f"{method.name}-{task.name}-{learning_rate:g}-{seed}".replace("+", "")
         common: dict[str, Any] = {"seed": self.seed + seed, "workspace": self.workspace}
         common |= {"training": training, "evaluation": self.evaluation, "encoder": self.encoder}
         block = None if method.block is None else method.block.model_copy(update={"name": name})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 FAILED, WRONG_USE, BUG, INTERRUPTED = 1, 2, 70, 130
 FILE_WIDTH = 120
+_OUT_OF_MEMORY = re.compile("can't allocate memory|out of memory", re.IGNORECASE)  # torch's words for it
 
 
 def report(error: Exception) -> int:
@@ -26,8 +28,8 @@ def report(error: Exception) -> int:
         hint = "; make room and run the same command again" if error.errno == errno.ENOSPC else ""
         show_error(f"{error.strerror}{where}{hint}")
         return FAILED
-    if isinstance(error, MemoryError):
-        show_error("out of memory; use a smaller model, a smaller batch_tokens or a machine with more memory")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error))):
+        show_error("out of memory; use a smaller model or module, a smaller batch or a machine with more memory")
         return FAILED
     show_error(
         f"this is a bug of frozenlm's, please report it: {type(error).__name__}: {error}\n"

@@ -91,7 +91,7 @@ def _at(loc: Sequence[str | int]) -> list[dict[str, Any]]:
     nodes = [_schema()]
     for step in loc:
         blocks = list(_blocks(nodes))
-        inside = [block for block in blocks if step == _tag(block)]
+        inside = [block for block in blocks if step in _tags(block)]
         inside = inside or [block["properties"][step] for block in blocks if step in block.get("properties", {})]
         for container in ("additionalProperties", "items"):
             inside = inside or [block[container] for block in blocks if isinstance(block.get(container), dict)]
@@ -99,10 +99,12 @@ def _at(loc: Sequence[str | int]) -> list[dict[str, Any]]:
     return list(_blocks(nodes))
 
 
-def _tag(block: dict[str, Any]) -> str | None:
+def _tags(block: dict[str, Any]) -> list[str]:
+    """The kinds that mean this block; some stand for several methods."""
     if block.get("title") == "Custom":
-        return "custom"
-    return block.get("properties", {}).get("kind", {}).get("const")
+        return ["custom"]
+    kind = block.get("properties", {}).get("kind", {})
+    return [kind["const"]] if "const" in kind else kind.get("enum", [])
 
 
 def _keys_at(loc: Sequence[str | int]) -> list[str]:
@@ -110,7 +112,7 @@ def _keys_at(loc: Sequence[str | int]) -> list[str]:
 
 
 def _tags_at(loc: Sequence[str | int]) -> list[str]:
-    return sorted({tag for block in _at(loc) if (tag := _tag(block))})
+    return sorted({tag for block in _at(loc) for tag in _tags(block)})
 
 
 def _lower_first(text: str) -> str:

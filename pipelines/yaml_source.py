@@ -116,7 +116,7 @@ class _Tree:
         values: dict[str, Any] = {}
         raws: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            key = _joined(key_node.value) if isinstance(key_node, yaml.ScalarNode) else None
             if key is None:
                 self.faults.append(f"{self.at(key_node)}: a key must be a plain word")
             elif key == "<<":
@@ -132,7 +132,7 @@ class _Tree:
         return values, raws
 
     def scalar(self, node: yaml.Node) -> tuple[Any, Any]:
-        text: str = node.value
+        text = _joined(node.value)
 
         def fill(match: re.Match[str]) -> str:
             value = os.environ.get(match[1])
@@ -150,6 +150,11 @@ class _Tree:
         if isinstance(value, str):
             value = SourcedStr.of(value, self.base)
         return value, (text if filled != text else value)
+
+
+def _joined(text: str) -> str:
+    """Text with each pair of surrogates as the one character that JSON writes so; a lone one stays, and is refused."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _plain(text: str) -> Any:

@@ -77,6 +77,10 @@ def compare_methods(
     _check_identity(config, out)
     config = config.model_copy(update={"workspace": str(out / "work")})
     index, of = part
+    if index >= len(config.methods):
+        raise ConfigError(
+            f"part {index}/{of} has nothing to do: there are {len(config.methods)} methods; take fewer parts"
+        )
     file = out / ("results.jsonl" if of == 1 else f"results-{index}-of-{of}.jsonl")
     with _alone(file):
         for task in config.tasks if index == 0 and config.lm is not None else ():
@@ -100,8 +104,9 @@ def part_of(text: str) -> tuple[int, int]:
         ConfigError: anything else, or a part beyond the number of parts.
     """
     index, slash, of = text.partition("/")
-    if not (slash and index.isdecimal() and of.isdecimal() and int(index) < int(of)):
-        raise ConfigError(f"part is {text!r}; expected I/N with I from 0 to N - 1, such as 0/2")
+    numbers = slash and index.isdecimal() and of.isdecimal() and len(text) < 20
+    if not numbers or int(index) >= int(of):
+        raise ConfigError(f"part is {text[:40]!r}; expected I/N with I from 0 to N - 1, such as 0/2")
     return int(index), int(of)
 
 

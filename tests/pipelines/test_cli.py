@@ -222,6 +222,7 @@ def _fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (OSError(28, "No space left on device", "/data/x"), 1, "error: No space left on device: /data/x; make room"),
         (PermissionError(13, "Permission denied", "/data/x"), 1, "error: Permission denied: /data/x"),
         (MemoryError(), 1, "error: out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"), 1, "error: out of memory"),
         (KeyboardInterrupt(), 130, "error: interrupted; run the same command again to resume"),
         (
             ZeroDivisionError("by zero"),

@@ -136,10 +136,10 @@ def test_very_many_faults_are_counted(tmp_path: Path) -> None:
     [
         (
             "retriever: {kind: bm25}",
-            "config: kind is nothing (null), expected one of closed_book, frozen_reader, multitask, neural_recursion",
+            "config: kind is nothing (null), expected one of classification, closed_book, frozen_reader",
         ),
         ("kind: retreival", "did you mean 'retrieval'?"),
-        ("kind: [a]", "kind is a list of 1, expected one of closed_book"),
+        ("kind: [a]", "kind is a list of 1, expected one of classification"),
         ("kind: closed_book\nlm: {model: m}\nprompt: {init: {kind: tekst, text: a}}", "did you mean 'text'?"),
         ("kind: closed_book\nlm: m", "lm: expected a block of `key: value`, got 'm' (text)"),
         ("kind: closed_book\nlm:\n", "lm: expected a block of `key: value`, got nothing (null)"),
@@ -420,6 +420,13 @@ def test_a_mapping_and_a_config_object(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_mapping_may_extend_a_packaged_config() -> None:
     assert load_config({"extends": "closed_book.yaml", "seed": 5}).seed == 5
+
+
+def test_json_escapes_of_rare_characters(tmp_path: Path) -> None:
+    text = json.dumps({**CLOSED, "packing": {"question": "\U0001f389 {question}"}})
+    assert "\\ud83c\\udf89" in text  # JSON writes one character as two surrogates
+    assert load_config(write(tmp_path, text)).packing.question == "\U0001f389 {question}"
+    assert "unicode" in fault(write(tmp_path, text.replace("\\udf89", "")))
 
 
 def test_a_mapping_with_faults() -> None:

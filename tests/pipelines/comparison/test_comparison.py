@@ -66,6 +66,8 @@ def test_parts_share_the_methods(tmp_path: Path) -> None:
     compare_methods(config, tmp_path / "out", part=(1, 2))
     assert {r["method"] for r in read_results(tmp_path / "out")} == {"longer"}
     assert len(compare_methods(config, tmp_path / "out", part=(0, 2))) == 6
+    with pytest.raises(ConfigError, match="there are 2 methods"):
+        compare_methods(config, tmp_path / "out", part=(2, 3))
 
 
 def test_two_processes_do_not_run_the_same_part(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_bad_comparisons(tmp_path: Path) -> None:
     (tmp_path / "out" / "results.jsonl").write_bytes(b"nonsense\n")
     with pytest.raises(ConfigError, match="damaged line"):
         compare_methods(config, tmp_path / "out")
-    for wrong in ("2/2", "1", "a/b", ""):
+    for wrong in ("2/2", "1", "a/b", "", "0/" + "9" * 5000):
         with pytest.raises(ConfigError, match="expected I/N"):
             part_of(wrong)
     assert [run.name for run in runs(config)][:2] == ["prompt/colours/0", "longer/colours/0"]
@@ -216,6 +218,8 @@ def test_bad_folders_and_lines(tmp_path: Path) -> None:
         (tmp_path / "results.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
         with pytest.raises(ConfigError, match=r"results.jsonl:2: damaged line"):
             read_results(tmp_path)
+    with pytest.raises(ConfigError, match="less than or equal"):
+        load_config(comparison(world, seed=2**53, seeds=2))  # the second seed is beyond the greatest
     taken = comparison(world)
     taken["methods"][0]["prompt"]["name"] = "zero_shot"
     with pytest.raises(ConfigError, match="a method is called 'zero_shot'"):
