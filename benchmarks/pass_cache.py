@@ -2,7 +2,7 @@
 
     python benchmarks/pass_cache.py run --out runs/pass_cache --quick                  # few turns of few rows
     python benchmarks/pass_cache.py run --out runs/pass_cache                          # the embedded LM
-    python benchmarks/pass_cache.py run --out runs/pass_cache --shape 124m --rows 4    # a random GPT-2 of 124M
+    python benchmarks/pass_cache.py run --out runs/pass_cache --shape gpt2 --rows 4    # a random LM of GPT-2's shape
     python benchmarks/pass_cache.py table --out runs/pass_cache
 
 Three sides take turns in one process, each with AdamW, on the same rows: the training windows of
@@ -83,18 +83,19 @@ def embedded(count: int, length: int, dtype: str, log: Callable[[str], None]) ->
 
 
 def random_lm(like: FrozenLM, dtype: str) -> FrozenLM:
-    """A random GPT-2 of 12 layers and 768 channels with the other LM's tokens."""
+    """A random LM of GPT-2's shape, 12 layers and 768 channels, with the other LM's tokens (109M parameters)."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=like.vocab_size))
+    ids = {"bos_token_id": like.tokenizer.bos_token_id, "eos_token_id": like.tokenizer.eos_token_id}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=like.vocab_size, **ids))
     return FrozenLM.from_model(model, like.tokenizer, dtype=dtype)
 
 
 def measure(shape: str, dtype: str, rows: int, repeats: int, length: int, cache_folder: Path) -> dict[str, Any]:
     """Build the cache, let the sides take turns, one of them to warm up."""
     config, lm, examples = embedded(rows * (repeats + 1), length, dtype, print)
-    if shape == "124m":
+    if shape == "gpt2":
         lm = random_lm(lm, dtype)
     began, busy = time.perf_counter(), time.process_time()
     cache = FirstPassCache(lm, rows_read(examples), folder=cache_folder)
@@ -189,7 +190,7 @@ if __name__ == "__main__":
     parser.add_argument("action", choices=["run", "table"])
     parser.add_argument("--out", type=Path, default=Path("runs/pass_cache"))
     parser.add_argument("--quick", action="store_true", help="3 turns of 2 rows")
-    parser.add_argument("--shape", choices=["22m", "124m"], default="22m")
+    parser.add_argument("--shape", choices=["22m", "gpt2"], default="22m")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rows", type=int, default=8, help="of a step")
     parser.add_argument("--repeats", type=int, default=9)
