@@ -24,7 +24,7 @@ from torch.nn import functional
 from frozenlm.checkpoint import MODULE_FILE, REMEDY, atomic_write_json, verify_module
 from frozenlm.deltas.attach import Delta, attach
 from frozenlm.encoder import FrozenEncoder
-from frozenlm.encoder_inputs import encoder_inputs, read_inputs
+from frozenlm.encoder_inputs import EncoderInput, encoder_inputs, read_inputs
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.task_heads import ClassificationHead, Head, label_numbers, load_head
 
@@ -43,10 +43,11 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class PredictedLabel:
-    """The likeliest label, and the probability of each."""
+    """The likeliest label, the probability of each, and whether the text was too long and its end was not read."""
 
     label: str
     probabilities: dict[str, float]
+    cut: bool = False
 
 
 def with_delta(encoder: FrozenEncoder, delta: Delta | None) -> AbstractContextManager[None]:
@@ -68,10 +69,7 @@ def classification_logits(
         ShapeError: no example.
         ConfigError: a delta that does not fit the encoder.
     """
-    texts = [(example.text, example.text_b) for example in examples]
-    inputs = encoder_inputs(encoder, texts, positions_taken=positions_taken(delta))
-    with with_delta(encoder, delta):
-        return head(*read_inputs(encoder, inputs))
+    return _logits(encoder, head, delta, _inputs(encoder, delta, examples))
 
 
 def classification_loss(
@@ -101,11 +99,24 @@ def predict(
     """The label of each example, by the head; the examples' own are not looked at."""
     found = []
     for start in range(0, len(examples), batch_size):
-        logits = classification_logits(encoder, head, delta, examples[start : start + batch_size])
-        for row in logits.softmax(dim=1).tolist():
+        inputs = _inputs(encoder, delta, examples[start : start + batch_size])
+        rows = _logits(encoder, head, delta, inputs).softmax(dim=1).tolist()
+        for row, read in zip(rows, inputs, strict=True):
             probabilities = dict(zip(head.labels, row, strict=True))
-            found.append(PredictedLabel(max(probabilities, key=probabilities.__getitem__), probabilities))
+            found.append(PredictedLabel(max(probabilities, key=probabilities.__getitem__), probabilities, read.cut))
     return found
+
+
+def _inputs(encoder: FrozenEncoder, delta: Delta | None, examples: Sequence[LabelledText]) -> list[EncoderInput]:
+    texts = [(example.text, example.text_b) for example in examples]
+    return encoder_inputs(encoder, texts, positions_taken=positions_taken(delta))
+
+
+def _logits(
+    encoder: FrozenEncoder, head: ClassificationHead, delta: Delta | None, inputs: Sequence[EncoderInput]
+) -> Tensor:
+    with with_delta(encoder, delta):
+        return head(*read_inputs(encoder, inputs))
 
 
 class TunedEncoder(nn.Module):

@@ -27,7 +27,8 @@ Input = str | tuple[str, str]
 class ClassificationPipeline:
     """A pipeline of kind `classification`. Make it with `Pipeline.from_config`.
 
-    An answer's text is the likeliest label, its score the natural logarithm of the label's probability.
+    An answer's text is the likeliest label, its score the natural logarithm of the label's probability. A text that is
+    too long is cut as in training, and its answer says so.
 
     Raises:
         ConfigError: a component, since this kind takes none.
@@ -109,6 +110,7 @@ class ClassificationPipeline:
                 score=math.log(max(predicted.probabilities[predicted.label], 1e-45)),
                 timings={"read": seconds},
                 module=self.config.name,
+                cut=("encoder",) * predicted.cut,
             )
             for one, predicted in zip(inputs, found, strict=True)
         ]

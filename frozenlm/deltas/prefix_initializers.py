@@ -31,13 +31,19 @@ TEXT = "Read the text and give the answer:"
 def from_real_text(text: str = TEXT) -> PrefixInitializer:
     """What the model's own attention would hold of a text.
 
-    Raises (when called): ConfigError when the text has no token.
+    Raises (when called): ConfigError when the text has no token, or the prefix is longer than the model can read.
     """
 
     def read(host: Any, length: int, generator: torch.Generator) -> Mapping[Place, Tensor]:
         ids = host.encode(text) if hasattr(host, "encode") else host.tokens([text])[0]
         if not ids or not text:
             raise ConfigError(f"from_real_text: {text!r} has no token; give at least one word")
+        limit = getattr(host, "positions", None) or getattr(host, "window", None)
+        if limit is not None and length > limit:
+            raise ConfigError(
+                f"a prefix of {length} is to begin as a text of so many tokens, and the model has {limit} positions; "
+                "shorten it"
+            )
         ids = (list(ids) * (length // len(ids) + 1))[:length]
         started = [*getattr(host, "start_ids", ()), *ids][:length]
         return {place: kv.float().cpu() for place, kv in keys_values(host.model, ids, started).items()}

@@ -87,10 +87,10 @@ def evaluate_classification(
 def _records(pipeline: ClassificationPipeline, pairs: Pairs) -> list[dict[str, Any]]:
     from frozenlm.encoder_tasks import predict
 
-    began, cut = time.perf_counter(), pipeline.encoder.truncated
+    began = time.perf_counter()
     tuned = pipeline.tuned
     found = predict(pipeline.encoder, tuned.head, tuned.delta, [text for _, text in pairs])  # type: ignore[arg-type]
-    seconds, cut = (time.perf_counter() - began) / len(pairs), pipeline.encoder.truncated - cut
+    seconds = (time.perf_counter() - began) / len(pairs)
     return [
         {
             "id": row.id,
@@ -102,7 +102,7 @@ def _records(pipeline: ClassificationPipeline, pairs: Pairs) -> list[dict[str, A
             "scores": [predicted.probabilities[choice] for choice in row.choices],
             "references": list(row.references or (row.target,)),
             "seconds": seconds,
-            "cut": cut / len(pairs),
+            "cut": predicted.cut,
         }
         for (row, _), predicted in zip(pairs, found, strict=True)
     ]

@@ -106,6 +106,17 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert json.loads(capsys.readouterr().out)["answer"] in ("red", "blue")
 
 
+def test_a_text_that_is_cut_is_said_to_be(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    config = load_config(settings(world, encoder={"model": str(world / "encoder"), "max_length": 5}))
+    train(config)
+    with Pipeline.from_config(config) as pipeline:
+        answers = pipeline.answer(["the cat is red", "red"])  # 2 of the 5 tokens stand around a text
+        assert [one.cut for one in answers] == [("encoder",), ()]
+        found = evaluate_classification(pipeline, tmp_path / "out", progress=False)  # type: ignore[arg-type]
+    assert found["inputs_cut"] == len(COLOURS)
+
+
 def test_bad_classifications(tmp_path: Path) -> None:
     world = make_world(tmp_path)
     free = settings(world)["task"] | {"target": "{label}", "metric": "em_f1"}

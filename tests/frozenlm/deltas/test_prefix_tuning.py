@@ -14,7 +14,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.memory import Memory
 from frozenlm.rows import Tokens
-from tests.toys import DECODERS, ENCODERS, NAMES, toy_encoder, toy_lm
+from tests.toys import DECODERS, ENCODERS, NAMES, WINDOW, toy_encoder, toy_lm
 
 EXAMPLES = [Example.of(range(5, 10 + k), [40 + k, 41]) for k in range(3)]
 TEXT = "who was the king of france"
@@ -194,9 +194,12 @@ def test_bad_sizes_and_places() -> None:
         ({"places": "decoder"}, "this model has decoder"),
         ({"middle_size": 0}, "at least 1, got 32 and 0"),
         ({"init": from_real_text("")}, "has no token"),
+        ({"length": WINDOW + 1}, f"the model has {WINDOW} positions"),
     ):
         with pytest.raises(ConfigError, match=words):
             PrefixTuning.create(lm, **{"length": 3} | change)
+    with pytest.raises(ConfigError, match=f"the model has {WINDOW} positions"):
+        PTuningV2.create(toy_encoder("bert"), WINDOW + 1)
     with pytest.raises(ConfigError, match="above 0"):
         random_numbers(0)
     with pytest.raises(ConfigError, match="at least one of"):
