@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from frozenlm import cost as flops
+from frozenlm.architectures import meta_model
 from frozenlm.prompts.idpg import IDPG
 from frozenlm.prompts.input_dependent_sizes import Sizes
 from frozenlm.recursion import cost as recursion
@@ -26,6 +27,8 @@ from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines import model_sizes
 from pipelines.build_recursion import Recursion, sizes, tuned_share
+from pipelines.cost_classification import encoder_cost
+from pipelines.cost_deltas import delta_sizes, with_delta
 from pipelines.cost_prompts import trained_numbers
 from pipelines.errors import ConfigError, CorpusError, retrieval_errors
 from retrievers.corpus import estimate_passages
@@ -136,12 +139,17 @@ def cost(config: Any, assumed: Assumed | None = None) -> dict[str, Any]:
         kind, trained_parameters, lm_parameters, lm_embedding_parameters, parameter_ratio, flops_per_input,
         flops_one_pass, flops_ratio_to_one_pass, flops_spared_input, second_pass_share, flops_mean, components,
         assumptions, not_counted. Of recursion for unsure inputs only, flops_per_input is what such an input costs,
-        flops_spared_input what another one does, and flops_mean what they cost with the share that dev had.
+        flops_spared_input what another one does, and flops_mean what they cost with the share that dev had. Of a
+        comparison of methods what `pipelines.cost_comparison` says.
 
     Raises:
         ConfigError: a model that is not at hand and whose architecture the config does not give; no room for the input.
         CheckpointError: a model folder whose config.json is missing or damaged.
     """
+    if isinstance(config, c.MethodComparison):
+        from pipelines.cost_comparison import comparison_cost  # which asks this function for each method
+
+        return comparison_cost(config, assumed or Assumed())
     function = COSTS.get(config.kind)
     if function is None:
         raise ConfigError(f"the cost of a config of kind {config.kind} is not known; it is of {', '.join(COSTS)}")
@@ -294,6 +302,12 @@ def _multitask(config: c.Multitask, assumed: Assumed) -> Cost:
     answer = config.generation.max_new_tokens if assumed.answer_tokens is None else assumed.answer_tokens
     block, beams = config.prompt, config.generation.num_beams
     found.read_by_lm(lm, tokens, answer, beams=beams, soft_tokens=0)
+    if config.delta is not None:
+        model = meta_model(model_sizes.model_config(config.lm, "lm"), "lm")
+        sizes, tuned = delta_sizes(config.delta, model), with_delta(config.delta, model, lm)
+        added = flops.generate(tuned, tokens, answer, beams=beams).total - found.flops
+        found.components["delta"] = Component(added, sizes.served, sizes.trained)
+        found.not_counted += sizes.not_counted
     if block is None:
         return found
     found.assumptions["soft_tokens"] = block.length
@@ -335,6 +349,17 @@ def _written(
     read += shape.encoder_prompt
     found.components["encoder"] = Component(flops.encode(encoder, read), encoder.parameters)
     return shape.parameters, flops.prompt_writer(shape).at(read)
+
+
+def _classification(config: c.Classification, assumed: Assumed) -> Cost:
+    one = encoder_cost(config, assumed.input_tokens)
+    found = Cost(lm=one.encoder, one_pass=one.encoder_flops, not_counted=list(one.not_counted))
+    found.components["encoder"] = Component(one.encoder_flops, one.encoder.parameters)
+    if one.delta is not None:
+        found.components["delta"] = Component(one.delta_flops, one.delta.served, one.delta.trained)
+    found.components["head"] = Component(one.head_flops, one.head, one.head)
+    found.assumptions["input_tokens"] = one.tokens
+    return found
 
 
 def input_tokens(config: Any, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
@@ -379,6 +404,7 @@ COSTS: dict[str, Callable[[Any, Assumed], Cost]] = {
     "textual_recursion": _textual,
     "neural_recursion": _neural,
     "multitask": _multitask,
+    "classification": _classification,
 }
 
 
@@ -434,6 +460,10 @@ def _cross_encoder(
 
 def cost_table(found: dict[str, Any], *, title: str | None = None) -> Group:
     """What `cost` returns, for the eye: one component a line, then the sums and what they rest on."""
+    if "methods" in found:
+        from pipelines.cost_comparison import methods_table
+
+        return methods_table(found, title=title)
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("component", "parameters", "trained", "FLOPs an input", "share"):
         table.add_column(heading, justify="left" if heading == "component" else "right")

@@ -26,6 +26,8 @@ from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, shown, soft_prompt
+from pipelines.plan_comparison import comparison_plan, planned_methods_table
+from pipelines.plan_deltas import tuned_encoder, tuned_lm
 from pipelines.plan_recursion import neural, pretraining, textual
 
 
@@ -42,16 +44,21 @@ def describe(config: Any, assumed: Assumed | None = None, *, pretrain: bool = Fa
         ConfigError: nothing to train in this config, or a model that is not at hand (`pipelines.model_sizes`).
         CheckpointError: a model folder whose config.json is missing or damaged.
     """
+    if isinstance(config, c.MethodComparison) and not pretrain:
+        return comparison_plan(config, describe, assumed)
     plans = _pretrained(config) if pretrain else _trained(config, assumed or Assumed())
     fullest = max(plans, key=lambda plan: plan.memory.total)
-    trained, lm = sum(plan.trained_parameters for plan in plans), fullest.lm_parameters
+    trained: dict[str, int] = {}
+    for plan in plans:
+        trained[plan.module] = max(plan.trained_parameters, trained.get(plan.module, 0))
+    numbers, lm = sum(trained.values()), fullest.lm_parameters
     alone = plans[0].record() if len(plans) == 1 else {}
     return alone | {
         "kind": config.kind,
-        "module": ", ".join(plan.module for plan in plans),
-        "trained_parameters": trained,
+        "module": ", ".join(trained),
+        "trained_parameters": numbers,
         "lm_parameters": lm,
-        "parameter_ratio": trained / lm if lm else None,
+        "parameter_ratio": numbers / lm if lm else None,
         "dtype": fullest.dtype,
         "flops": sum(plan.flops for plan in plans),
         "memory": fullest.record()["memory"],
@@ -87,10 +94,14 @@ def _reader(config: c.FrozenReader | c.ClosedBook, training: c.PromptTraining, a
 
 
 def _mixture(config: c.Multitask, training: c.TaskTraining, assumed: Assumed) -> list[Plan]:
-    """A prompt method on tasks: every input as long as the config allows."""
+    """A prompt method or a delta on tasks: every input as long as the config allows."""
+    if config.delta is not None:
+        return tuned_lm(config, config.delta, training, assumed)
     block = config.prompt
     if block is None:
-        raise ConfigError("training on tasks needs both a prompt and a training block")
+        raise ConfigError(
+            "training on tasks needs a prompt or a delta, and a training block; there is nothing to train"
+        )
     planned = PlannedLM.of(config.lm)
     lm = planned.shape
     tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
@@ -155,11 +166,14 @@ PLANS: dict[str, Callable[[Any, Any, Assumed], list[Plan]]] = {
     "textual_recursion": textual,
     "neural_recursion": neural,
     "multitask": _mixture,
+    "classification": tuned_encoder,
 }
 
 
 def plan_table(plan: dict[str, Any]) -> Group:
     """What `describe` returns, for the eye."""
+    if "methods" in plan:
+        return planned_methods_table(plan)
     title = f"would train: {plan['module']}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, show_header=False)
     share = f" ({100 * plan['parameter_ratio']:.3g}% of the LM)" if plan["parameter_ratio"] else ""
@@ -167,7 +181,7 @@ def plan_table(plan: dict[str, Any]) -> Group:
     if plan["lm_parameters"]:
         table.add_row("LM", f"{plan['lm_parameters']:,} parameters, {plan['dtype']}")
     for stage in plan["stages"]:
-        named = f"{stage['module']}: " if len(plan["stages"]) > 1 else ""
+        named = f"{stage['phase'] or stage['module']}: " if len(plan["stages"]) > 1 else ""
         runs = f", {stage['runs']} runs" if stage["runs"] > 1 else ""
         at_once = f"(rows at once: {stage['rows_at_once']}){runs}"
         table.add_row(f"{named}steps x batch", f"{stage['steps']:,} x {stage['batch_size']} {at_once}")

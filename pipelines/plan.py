@@ -24,6 +24,7 @@ class Plan:
     lm_parameters: None where there is no frozen LM
     rows: that run at once; forward and backward FLOPs of one of them: `row_flops`
     runs: how often, as cross-fitting trains a prompt a fold
+    phase: which one it is, where a module is trained in several
     not_counted: what is missing from the figures, and why
     """
 
@@ -38,6 +39,7 @@ class Plan:
     assumptions: dict[str, Any]
     runs: int = 1
     not_counted: list[str] = field(default_factory=list)
+    phase: str = ""
 
     @property
     def step_flops(self) -> int:
@@ -53,6 +55,7 @@ class Plan:
         """As JSON values."""
         return {
             "module": self.module,
+            "phase": self.phase,
             "runs": self.runs,
             "trained_parameters": self.trained_parameters,
             "steps": self.loop.steps,

@@ -1,0 +1,81 @@
+"""What a config of kind `classification` computes: a frozen encoder, with a delta or without, and a linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from frozenlm import cost as flops
+from frozenlm.architectures import meta_model
+from frozenlm.encoder import LENGTH_WITHOUT_LIMIT
+from frozenlm.shapes import ModelShape
+from frozenlm.task_heads import head_parameter_count
+from pipelines import config as c
+from pipelines.config_deltas import PrefixTuning, PTuningV2
+from pipelines.config_tasks import task_spec
+from pipelines.cost_deltas import DeltaSizes, delta_sizes, with_delta
+from pipelines.errors import ConfigError
+from pipelines.model_sizes import model_config
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """Of one text.
+
+    encoder: the frozen encoder by itself, and its FLOPs over `tokens`
+    head, head_flops: parameters of the head, all trained, and its FLOPs
+    delta, delta_flops: sizes of the delta, and what it adds to a pass; None and 0 without one
+    """
+
+    encoder: ModelShape
+    encoder_flops: int
+    tokens: int
+    head: int
+    head_flops: int
+    delta: DeltaSizes | None = None
+    delta_flops: int = 0
+    not_counted: list[str] = field(default_factory=list)
+
+
+def encoder_cost(config: c.Classification, input_tokens: int | None) -> EncoderCost:
+    """What one text of so many tokens costs; None is the longest that the config allows.
+
+    Raises:
+        ConfigError: a model that is not at hand, a task without a verbalizer, or a delta that does not fit.
+    """
+    model = meta_model(model_config(config.encoder, "encoder"), "encoder")
+    shape = ModelShape.of_encoder(model)
+    tokens, width = text_tokens(config, shape, input_tokens), model.config.hidden_size
+    alone, labels = flops.encode(shape, tokens), len(label_names(config))
+    head = (head_parameter_count(width, labels), 2 * width * labels)
+    if config.delta is None:
+        return EncoderCost(shape, alone, tokens, *head)
+    sizes = delta_sizes(config.delta, model)
+    added = flops.encode(with_delta(config.delta, model, shape), tokens) - alone
+    return EncoderCost(shape, alone, tokens, *head, sizes, added, sizes.not_counted)
+
+
+def text_tokens(config: c.Classification, shape: ModelShape, input_tokens: int | None) -> int:
+    """Tokens of a text: those asked for, or else the most that the encoder reads.
+
+    Raises:
+        ConfigError: more than it reads.
+    """
+    taken = config.delta.length if isinstance(config.delta, PrefixTuning | PTuningV2) else 0
+    taken = taken if getattr(config.delta, "position_offset", False) else 0
+    limits = [config.encoder.max_length, None if shape.window is None else shape.window - taken]
+    most = min((limit for limit in limits if limit is not None), default=LENGTH_WITHOUT_LIMIT)
+    if input_tokens is not None and input_tokens > most:
+        raise ConfigError(f"{input_tokens} tokens of input do not fit: the encoder reads {most}; assume fewer")
+    return most if input_tokens is None else input_tokens
+
+
+def label_names(config: c.Classification) -> tuple[str, ...]:
+    """The labels of the task; nothing is read.
+
+    Raises:
+        ConfigError: they are not fixed by the config.
+    """
+    words = task_spec(config.task).words
+    if words is None:
+        raise ConfigError(f"task {config.task.name!r} has no verbalizer, so how many labels it has is not known")
+    return words.choices

@@ -1,0 +1,93 @@
+"""`frozenlm train --dry-run` of deltas, of heads on encoders, and of a comparison of methods."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.cli import main
+from pipelines.cost import Assumed
+from pipelines.dry_run import describe
+from pipelines.errors import ConfigError
+from pipelines.loader import load_config
+from pipelines.training import train
+from tests.pipelines import test_classification
+from tests.pipelines.test_cost_deltas import comparison
+from tests.pipelines.toy_multitask import configured, make_world
+
+LORA = {"kind": "lora", "name": "d", "rank": 2}
+SMALL = Assumed(input_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("plan_deltas"), "opt")
+
+
+def test_a_delta_on_tasks(world: Path) -> None:
+    config = configured(world, prompt=None, delta=LORA)
+    plan = describe(config)
+    numbers = 2 * 2 * 2 * (32 + 32)  # r (i + o) for queries and values of 2 layers
+    memory = plan["memory"]
+    assert (plan["module"], plan["trained_parameters"], plan["steps"]) == ("d", numbers, 4)
+    assert memory["frozen"] == 4 * plan["lm_parameters"] and plan["rows_at_once"] == 4
+    assert (memory["trained"], memory["gradients"], memory["optimizer"]) == (4 * numbers, 4 * numbers, 8 * numbers)
+    assert plan["assumptions"] == {"input_tokens": 24, "answer_tokens": 6}
+    suffix = {"kind": "soft_prompt", "name": "p", "length": 3, "position": "suffix"}
+    assert memory["activations"] > 2 * describe(configured(world, prompt=suffix))["memory"]["activations"]
+
+
+def test_what_a_training_keeps_is_no_more_than_planned(world: Path) -> None:
+    config = configured(world, prompt=None, delta=LORA)
+    kept, plan = train(config)["saved_bytes"], describe(config)
+    assert kept < plan["memory"]["activations"]  # the toy's texts are shorter than the config allows
+
+
+def test_diff_pruning_is_two_stages(world: Path) -> None:
+    block = {"kind": "diff_pruning", "name": "d", "share": 0.01, "retrain": 0.5}
+    plan = describe(configured(world, prompt=None, delta=block), SMALL)
+    gated, pruned = plan["stages"]
+    weights = plan["lm_parameters"]
+    assert (gated["phase"], pruned["phase"], plan["module"]) == ("gated", "pruned", "d")
+    assert (gated["steps"], pruned["steps"]) == (4, 2)
+    assert pruned["trained_parameters"] == round(0.01 * weights)
+    assert 2 * weights < gated["trained_parameters"] == plan["trained_parameters"]
+    assert plan["memory"] == gated["memory"] and plan["flops"] == gated["flops"] + pruned["flops"]
+
+
+def test_a_head_and_a_delta_on_an_encoder(world: Path) -> None:
+    alone = describe(load_config(test_classification.settings(world)), SMALL)
+    tuned = describe(load_config(test_classification.settings(world, delta=LORA)), SMALL)
+    assert alone["trained_parameters"] == 24 * 2 + 2
+    assert tuned["trained_parameters"] == 24 * 2 + 2 + 2 * 2 * 2 * (24 + 24)
+    assert tuned["memory"]["activations"] > 10 * alone["memory"]["activations"]
+    assert 1.5 < tuned["flops_per_step"] / alone["flops_per_step"] < 2.5
+    assert alone["assumptions"] == {"input_tokens": 16, "labels": 2}
+
+
+def test_a_comparison(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = comparison(world)
+    written = tmp_path / "comparison.json"
+    written.write_text(json.dumps(settings))
+    assert main(["train", str(written), "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    config: Any = load_config(settings)
+    assert [one["name"] for one in plan["methods"]] == ["soft", "lora", "pruned"]
+    assert all(one["runs"] == 2 * 2 + 1 for one in plan["methods"])  # tasks and seeds, and a second learning rate
+    lora = describe(config.one(config.methods[1], config.tasks[0], 0, 0.01))
+    assert plan["methods"][1]["memory"] == lora["memory"] and plan["methods"][1]["flops"] == 5 * lora["flops"]
+    assert plan["flops"] == sum(one["flops"] for one in plan["methods"])
+    assert main(["train", str(written), "--dry-run"]) == 0
+    assert "would compare" in capsys.readouterr().out
+
+
+def test_what_has_no_plan(world: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to train"):
+        describe(configured(world, prompt=None))
+    with pytest.raises(ConfigError, match="nothing to train"):
+        describe(load_config(test_classification.settings(world, training=None)))
+    with pytest.raises(ConfigError, match="nothing to pretrain"):
+        describe(load_config(comparison(world)), pretrain=True)
