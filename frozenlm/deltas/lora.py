@@ -152,7 +152,7 @@ class PeftDelta(nn.Module):
                         _put(scaffold, name, _stand_in(*shape, conv1d=self.conv1d))
                     torch.manual_seed(self._seed)
                     tuner = peft_method(self.method).tuner(scaffold, self.peft_config(), ADAPTER)
-            except (ValueError, TypeError, NotImplementedError, RuntimeError) as error:
+            except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
                 raise ConfigError(f"peft cannot make {self.method} of these layers: {error}") from error
             for name in self.layers:
                 tuner.model.get_submodule(name).merge = _refuse_to_merge

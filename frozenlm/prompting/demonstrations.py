@@ -117,11 +117,23 @@ class Demonstrations:
         return self._vectors[template.fields]
 
     def _embedded(self, texts: Sequence[str]) -> Tensor:
-        """[n, E] of length one."""
+        """[n, E] of length one.
+
+        Raises: ConfigError when there is no `embed`, or it gives something else than a finite vector a text.
+        """
         if self.embed is None:
             raise ConfigError("demonstrations: nearest and diverse need embed, such as FrozenEncoder.vectors")
         parts = [self.embed(texts[at : at + EMBED_BATCH]) for at in range(0, len(texts), EMBED_BATCH)]
-        return functional.normalize(torch.cat(parts).float(), dim=1) if parts else torch.empty(0, 0)
+        if not parts:
+            return torch.empty(0, 0)
+        shapes = [tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+        joined = torch.cat(parts).float() if all(len(shape) == 2 for shape in shapes) else None
+        if joined is None or len(joined) != len(texts) or not bool(joined.isfinite().all()):
+            raise ConfigError(
+                f"demonstrations: embed gave {shapes[:3]} for {len(texts)} texts; expected a tensor with a row of "
+                "finite numbers for each"
+            )
+        return functional.normalize(joined, dim=1)
 
 
 @dataclass(eq=False)

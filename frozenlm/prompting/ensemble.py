@@ -5,6 +5,7 @@ the label of the larger mean). Members may differ in all: template, words, demon
 be the same.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -38,9 +39,9 @@ class Ensemble:
                     "the members of an ensemble answer the same question"
                 )
         self.weights = [1.0] * len(self.members) if weights is None else list(weights)
-        if len(self.weights) != len(self.members) or not all(weight > 0 for weight in self.weights):
+        if len(self.weights) != len(self.members) or not all(0 < weight < math.inf for weight in self.weights):
             raise ConfigError(
-                f"weights are {self.weights}; expected one above 0 for each of {len(self.members)} members"
+                f"weights are {self.weights}; expected a finite one above 0 for each of {len(self.members)} members"
             )
 
     @torch.no_grad()

@@ -27,8 +27,10 @@ class Slot:
 def pieces(source: str, name: str) -> list[str | Slot]:
     """The source in order: texts, none of them empty, and slots. name: what messages call the template.
 
-    Raises: ConfigError for a lone brace, with its position.
+    Raises: ConfigError for a lone brace, with its position, or what is no text.
     """
+    if not isinstance(source, str):
+        raise ConfigError(f"{name} is {type(source).__name__}; expected text")
     found: list[str | Slot] = []
     literal, end = "", 0
     for match in _PIECE.finditer(source):
@@ -57,11 +59,13 @@ def value_text(record: Mapping[str, Any], field: str, *, name: str, where: str, 
 
     name, where: the template and the record's place, for messages; hint: what a message about a missing field ends with
 
-    Raises: ConfigError where the record lacks the field, has null there, or a list or mapping.
+    Raises: ConfigError for what is no record, or where it lacks the field, has null there, or a list or mapping.
     """
+    if not isinstance(record, Mapping):
+        raise ConfigError(f"{where} is {type(record).__name__}; expected a mapping of fields to text")
     if field not in record:
         raise ConfigError(
-            f"{where}: {name} reads {{{field}}}, the record has only {', '.join(map(str, sorted(record)))}{hint}"
+            f"{where}: {name} reads {{{field}}}, the record has only {', '.join(sorted(map(str, record)))}{hint}"
         )
     value = record[field]
     if isinstance(value, str):

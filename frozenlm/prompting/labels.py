@@ -31,8 +31,11 @@ def word_table(words: Mapping[Any, Any], *, where: str, synonyms: bool) -> dict[
     synonyms: whether a label may have a list of words
 
     Raises:
-        ConfigError: fewer than two labels, one label twice, a label without a word, a blank word, one word twice.
+        ConfigError: no mapping, fewer than two labels, one label twice, a label without a word, a blank word, one word
+            twice.
     """
+    if not isinstance(words, Mapping):
+        raise ConfigError(f"{where}: got {type(words).__name__}; expected a mapping of labels to words")
     table: dict[str, tuple[str, ...]] = {}
     taken: dict[str, str] = {}
     for label, given in words.items():

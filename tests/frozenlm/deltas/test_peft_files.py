@@ -111,6 +111,7 @@ def spoil(folder: Path, lm: Any, **changes: Any) -> Path:
         ({"from_the_future": {"a": 1}}, "from_the_future"),
         ({"r": 5}, "load the LM"),
         ({"r": "many"}, "does not fit"),
+        ({"rank_pattern": 5}, "does not fit"),
     ],
 )
 def test_what_a_frozen_model_cannot_take_is_one_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -1,5 +1,7 @@
 """In-context learning: which demonstrations, never the query, a budget of whole ones, and one reading of a prefix."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -171,6 +173,12 @@ def test_an_encoders_vectors_will_do() -> None:
 def test_refused_settings(settings: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         demos(**settings)
+
+
+@pytest.mark.parametrize("vectors", [None, torch.ones(1, 3), torch.ones(3), torch.full((len(POOL), 3), torch.nan)])
+def test_vectors_that_are_none(vectors: Any) -> None:
+    with pytest.raises(ConfigError, match="a row of finite numbers for each"):
+        demos(choose="nearest", embed=lambda texts: vectors).chosen(QUERIES, TEMPLATE)
 
 
 def test_a_demonstration_without_an_answer() -> None:

@@ -57,6 +57,7 @@ def test_refused_ensembles() -> None:
         (MEMBERS, {"how": "max"}, "how 'max'"),
         ([MEMBERS[0], other], {}, "member 1 knows the labels"),
         (MEMBERS, {"weights": [1]}, "weights are"),
+        (MEMBERS, {"weights": [1.0] * (len(MEMBERS) - 1) + [float("inf")]}, "a finite one above 0"),
     ]:
         with pytest.raises(ConfigError, match=message):
             Ensemble(members, **settings)

@@ -41,6 +41,7 @@ def test_both_spellings_say_the_same(source: str) -> None:
         ("{soft:a: } {answer}", r"the slot '\{soft:a: \}'"),
         ("{soft:a:x} {soft:a:y} {answer}", r"is given as \{soft:a:x\} and as \{soft:a:y\}"),
         ("x} {answer}", r"a lone '\}' at character 2"),
+        (None, "template is NoneType; expected text"),
     ],
 )
 def test_refused_templates(source: str, message: str) -> None:
@@ -55,6 +56,12 @@ def test_refused_templates(source: str, message: str) -> None:
 def test_refused_parts(part: object) -> None:
     with pytest.raises(ConfigError, match="template, part 1 is"):
         Template.from_parts([{"answer": True}, part])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("record", [5, None, "text"])
+def test_what_is_no_record(record: object) -> None:
+    with pytest.raises(ConfigError, match="expected a mapping of fields to text"):
+        Template.parse("{text} {answer}").values(record)  # type: ignore[arg-type]
 
 
 def test_unknown_fields() -> None:

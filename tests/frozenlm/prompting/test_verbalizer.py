@@ -160,6 +160,7 @@ def test_accuracy() -> None:
         ({"a": "x", "b": []}, "the label 'b' has no words"),
         ({"a": "x", "b": ["y", ""]}, "the word for 'b' is ''"),
         ({"a": "x"}, "1 labels; expected at least two"),
+        ([("a", "x")], "got list; expected a mapping of labels to words"),
     ],
 )
 def test_refused_verbalizers(words: dict, message: str) -> None:
