@@ -176,7 +176,7 @@ class Adapter(nn.Module):
         tensors, config = load_module(folder, kind=KIND, lm_fingerprint=host.fingerprint, allow_other_lm=allow_other_lm)
         try:
             made = cls.create(host, **config)
-        except (TypeError, ConfigError) as error:
+        except (TypeError, ValueError, ConfigError) as error:
             raise CheckpointError(f"{folder} holds adapters that do not fit this model: {error}") from error
         fill_exactly(made, tensors, folder)
         return made
