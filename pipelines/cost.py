@@ -28,8 +28,10 @@ from pipelines import config as c
 from pipelines import model_sizes
 from pipelines.build_recursion import Recursion, sizes, tuned_share
 from pipelines.cost_classification import encoder_cost
+from pipelines.cost_comparison import comparison_cost, methods_table
 from pipelines.cost_deltas import delta_sizes, with_delta
 from pipelines.cost_prompts import trained_numbers
+from pipelines.cost_words import said, short
 from pipelines.errors import ConfigError, CorpusError, retrieval_errors
 from retrievers.corpus import estimate_passages
 
@@ -147,9 +149,7 @@ def cost(config: Any, assumed: Assumed | None = None) -> dict[str, Any]:
         CheckpointError: a model folder whose config.json is missing or damaged.
     """
     if isinstance(config, c.MethodComparison):
-        from pipelines.cost_comparison import comparison_cost  # which asks this function for each method
-
-        return comparison_cost(config, assumed or Assumed())
+        return comparison_cost(config, cost, assumed)
     function = COSTS.get(config.kind)
     if function is None:
         raise ConfigError(f"the cost of a config of kind {config.kind} is not known; it is of {', '.join(COSTS)}")
@@ -461,8 +461,6 @@ def _cross_encoder(
 def cost_table(found: dict[str, Any], *, title: str | None = None) -> Group:
     """What `cost` returns, for the eye: one component a line, then the sums and what they rest on."""
     if "methods" in found:
-        from pipelines.cost_comparison import methods_table
-
         return methods_table(found, title=title)
     table = Table(title=title, title_justify="left", box=box.SIMPLE)
     for heading in ("component", "parameters", "trained", "FLOPs an input", "share"):
@@ -485,16 +483,3 @@ def cost_table(found: dict[str, Any], *, title: str | None = None) -> Group:
         table.add_row("beside the LM alone", "", *ratios, "")
     missing = [Text(f"not counted: {one}", style="yellow") for one in found["not_counted"]]
     return Group(table, said(found["assumptions"]), *missing)
-
-
-def said(assumptions: dict[str, Any]) -> Text:
-    """What figures rest on, as one line."""
-    return Text("assumed: " + "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in assumptions.items()))
-
-
-def short(number: int) -> str:
-    """1234567 -> "1.235M"; four figures and a power of a thousand."""
-    for power, letter in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.4g}{letter}"
-    return str(number) if number else "-"

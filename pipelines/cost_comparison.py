@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich import box
@@ -10,20 +11,20 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.config import MethodComparison
-from pipelines.cost import Assumed, cost, said, short
+from pipelines.cost_words import said, short
 
 KEYS = ("trained_parameters", "parameter_ratio", "flops_per_input", "flops_ratio_to_one_pass", "not_counted")
 
 
-def comparison_cost(config: MethodComparison, assumed: Assumed) -> dict[str, Any]:
-    """Of every method what `pipelines.cost.cost` says of it alone.
+def comparison_cost(config: MethodComparison, cost: Callable[..., dict[str, Any]], assumed: Any) -> dict[str, Any]:
+    """Of every method what `cost` (`pipelines.cost`) says of it alone, with what is assumed there.
 
     Returns:
         kind; lm_parameters and flops_one_pass, of the frozen LM or encoder; assumptions; methods: of each its name and
         kind, trained_parameters, parameter_ratio, flops_per_input, flops_ratio_to_one_pass, not_counted.
 
     Raises:
-        ConfigError, CheckpointError: as `pipelines.cost.cost`.
+        ConfigError, CheckpointError: as `cost`.
     """
     methods: list[dict[str, Any]] = []
     found: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from frozenlm.deltas.random_subset import RandomSubset
 from frozenlm.shapes import ModelShape
 from pipelines import config_deltas as d
 from pipelines.build_deltas import delta_class
+from pipelines.cost_words import short
 from pipelines.errors import ConfigError
 
 PEFT = (d.LoRA, d.KroneckerOrHadamard, d.VeRA, d.IA3)
@@ -53,8 +54,6 @@ class DeltaSizes:
     @property
     def not_counted(self) -> list[str]:
         """What figures of one input leave out."""
-        from pipelines.cost import short
-
         products = [f"{short(self.making)} FLOPs in matrix products"] if self.making else []
         others = [f"a few operations for each of {short(self.made)} weights"] if self.made else []
         parts = " and ".join(products + others)

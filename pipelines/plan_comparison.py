@@ -10,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines.config import MethodComparison
-from pipelines.cost import Assumed, said, short
+from pipelines.cost import Assumed
+from pipelines.cost_words import said, short
 
 KEYS = ("trained_parameters", "parameter_ratio", "memory", "not_counted", "stages")
 
