@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -240,7 +241,19 @@ def trained_prompt(config: c.Multitask, block: c.Prompt, lm: FrozenLM, encoder: 
         _check_sizes(folder, asdict(module.sizes), block.model_dump())
     elif isinstance(block, c.IDPG):
         _check_sizes(folder, {"bottleneck": len(module.bias), "phm": len(module.down)}, block.model_dump())
+    elif isinstance(block, c.Attempt):
+        _check_attempt(folder, module, block)
     return module
+
+
+def _check_attempt(folder: Path, module: Any, block: c.Attempt) -> None:
+    from frozenlm.prompts.attempt import ANY_TASK
+
+    held = {"sources": len(module.sources), "width": module.down.shape[1], "temperature": module.temperature}
+    usual = module.lm.hidden_size * math.e
+    asked = {"sources": len(block.sources), "width": block.width, "temperature": block.temperature or usual}
+    held["per_task"], asked["per_task"] = module.targets.tasks != (ANY_TASK,), block.per_task
+    _check_sizes(folder, held, asked)
 
 
 def _check_sizes(folder: Path, held: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -181,6 +181,25 @@ def test_a_module_of_other_sizes_is_refused(world: Path, asked: dict[str, Any], 
         build_tasks.trained_prompt(config, configured(world, prompt=ID_PT | asked).prompt, lm, encoder)
 
 
+def test_an_attempt_of_other_sizes_is_refused(world: Path) -> None:
+    lm, modules = toy_lm("gpt2"), world / "work" / "modules"
+    for name in ("a", "b"):
+        block = configured(world, prompt={"kind": "soft_prompt", "name": name, "length": 3})
+        build_tasks.new_prompt(block, block.prompt, lm, None).save(modules / name, lm)
+    config = configured(world, prompt=PROMPTS["attempt"])
+    build_tasks.new_prompt(config, config.prompt, lm, None).save(modules / "p", lm)
+    assert build_tasks.trained_prompt(config, config.prompt, lm, None).length == 3
+    for asked, says in (
+        ({"sources": ["a"]}, "with sources 2, the config asks for 1"),
+        ({"width": 5}, "with width 4, the config asks for 5"),
+        ({"temperature": 2.0}, "the config asks for 2.0"),
+        ({"per_task": False}, "with per_task True, the config asks for False"),
+    ):
+        other = configured(world, prompt=PROMPTS["attempt"] | asked)
+        with pytest.raises(CheckpointError, match=says):
+            build_tasks.trained_prompt(other, other.prompt, lm, None)
+
+
 def test_what_an_unseen_task_gets_may_be_chosen_after_training(world: Path) -> None:
     lm = toy_lm("gpt2")
     config = configured(world, prompt=PROMPTS["task_prompts"] | {"name": "tp"})
