@@ -37,7 +37,7 @@ def test_a_delta_on_tasks(world: Path) -> None:
     assert (memory["trained"], memory["gradients"], memory["optimizer"]) == (4 * numbers, 4 * numbers, 8 * numbers)
     assert plan["assumptions"] == {"input_tokens": 24, "answer_tokens": 6}
     suffix = {"kind": "soft_prompt", "name": "p", "length": 3, "position": "suffix"}
-    assert memory["activations"] > 2 * describe(configured(world, prompt=suffix))["memory"]["activations"]
+    assert memory["activations"] > describe(configured(world, prompt=suffix))["memory"]["activations"]
 
 
 def test_what_a_training_keeps_is_no_more_than_planned(world: Path) -> None:
