@@ -47,8 +47,11 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "diff_pruning": (DiffPruning, {"share": 0.01}),
     "masking": (Masking, {}),
     "partial_layers": (PartialLayers, {}),
-    "random_subset": (RandomSubset, {"share": 0.01}),
-    "intrinsic_dimension": (IntrinsicDimension, {"dimension": 16}),
+    "random_subset": (RandomSubset, {"share": 0.01, "targets": "all"}),
+    "intrinsic_dimension": (
+        IntrinsicDimension,
+        {"dimension": 16, "scales": "layer", "projection": "fastfood", "targets": "model"},
+    ),
     "full_copy": (FullCopy, {}),
 }
 SOME = ("lora", "prefix_tuning", "masking", "partial_layers", "full_copy")
