@@ -12,35 +12,23 @@ Shapes: P prefix, L attention layers of a place, K key-value heads, D head size.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from frozenlm.attention import Place
-from frozenlm.attention_places import Layers, prefixed
+from frozenlm.attention_places import Layers
+from frozenlm.deltas.attention_prefix import AttentionPrefix
 from frozenlm.deltas.prefix_initializers import PrefixInitializer
 from frozenlm.deltas.prefix_network import PrefixNetwork, network_numbers
-from frozenlm.deltas.prefix_parameters import (
-    checked_prefixes,
-    load_prefixes,
-    prefix_memory,
-    prefix_numbers,
-    save_prefixes,
-    started_prefixes,
-)
-from frozenlm.memory import Memory
-
-if TYPE_CHECKING:
-    from frozenlm.lm import FrozenLM
+from frozenlm.deltas.prefix_parameters import checked_prefixes, prefix_numbers, started_prefixes
 
 KIND = "prefix_tuning"
 MIDDLE = 512  # the network's width in the paper's table-to-text tasks
 
 
-class PrefixTuning(nn.Module):
+class PrefixTuning(AttentionPrefix):
     """Trained keys and values before those of the text.
 
     prefixes: [L, 2, P, K, D] a place, trained themselves; copied
@@ -50,6 +38,8 @@ class PrefixTuning(nn.Module):
     Raises: ConfigError, ShapeError for what cannot be a prefix.
     """
 
+    KIND = KIND
+
     def __init__(
         self,
         prefixes: Mapping[Place, Tensor] | None = None,
@@ -57,13 +47,12 @@ class PrefixTuning(nn.Module):
         networks: Mapping[Place, PrefixNetwork] | None = None,
         position_offset: bool = True,
     ) -> None:
-        super().__init__()
-        self.position_offset = position_offset
         if networks is None:
-            free = checked_prefixes(prefixes or {})
-            self.prefixes = nn.ParameterDict({place: nn.Parameter(prefix) for place, prefix in free.items()})
-        else:
-            self.networks = nn.ModuleDict({str(place): network for place, network in networks.items()})
+            super().__init__(prefixes or {}, position_offset=position_offset)
+            return
+        nn.Module.__init__(self)
+        self.position_offset = position_offset
+        self.networks = nn.ModuleDict({str(place): network for place, network in networks.items()})
 
     @classmethod
     def create(
@@ -101,53 +90,20 @@ class PrefixTuning(nn.Module):
 
     @property
     def length(self) -> int:
-        """P."""
-        if hasattr(self, "networks"):
-            return int(next(iter(self.networks.values())).shape[2])  # type: ignore[index]
-        return int(next(iter(self.prefixes.values())).shape[2])
-
-    @property
-    def positions_taken(self) -> int:
-        """How many of the model's positions are no longer the text's."""
-        return self.length if self.position_offset else 0
+        """P; no network is run for it."""
+        parts = self.networks if hasattr(self, "networks") else self.prefixes
+        return int(next(iter(parts.values())).shape[2])
 
     def forward(self) -> dict[Place, Tensor]:
         """[L, 2, P, K, D] a place."""
         if hasattr(self, "networks"):
             return {cast(Place, place): network() for place, network in self.networks.items()}
-        return {cast(Place, place): prefix for place, prefix in self.prefixes.items()}
-
-    def attached(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the model reads every text behind the prefix."""
-        return prefixed(model, self(), position_offset=self.position_offset)
+        return super().forward()
 
     @torch.no_grad()
     def collapse(self) -> "PrefixTuning":
         """The same prefix without the network: what it puts out now, trained itself from here on."""
         return PrefixTuning(self(), position_offset=self.position_offset)
-
-    def as_memory(self, lm: "FrozenLM") -> Memory:
-        """The prefix as a memory of one row, for batches whose rows have different prefixes.
-
-        Raises: ConfigError unless the LM is decoder-only, without a sliding window and with nothing attached.
-        """
-        return prefix_memory(lm, self(), position_offset=self.position_offset)
-
-    def save(self, folder: Path | str, lm: Any) -> None:
-        """Writes the prefix, never the network.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        save_prefixes(folder, self(), lm, position_offset=self.position_offset, kind=KIND)
-
-    @classmethod
-    def load(cls, folder: Path | str, host: Any, *, allow_other_lm: bool = False) -> "PrefixTuning":
-        """Reads what `save` wrote.
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        prefixes, offset = load_prefixes(folder, host, allow_other_lm=allow_other_lm, kind=KIND)
-        return cls(prefixes, position_offset=offset)
 
 
 def parameter_count(

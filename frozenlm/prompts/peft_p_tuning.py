@@ -7,24 +7,19 @@ encoder and P for the decoder by default but feeds only the first P to the LM; t
 say which weights it was trained for: only its width is checked. Shapes: P soft tokens, H hidden size.
 """
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from frozenlm.checkpoint import MAX_JSON_BYTES, MAX_MAGNITUDE, atomic_write_bytes, atomic_write_json, read_safetensors
+from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json, read_safetensors
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.prompts.p_tuning import PTuning
+from frozenlm.prompts.peft_format import CONFIG_NAME, TENSOR_NAME, WEIGHTS_NAME, check_finite, read_config
 from frozenlm.prompts.slots import SlottedPrompt
 from frozenlm.prompts.soft_prompt import check_width
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from frozenlm.lm import FrozenLM
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-TENSOR_NAME = "prompt_embeddings"
 PEFT_TYPE = "P_TUNING"
 
 
@@ -57,7 +52,7 @@ def p_tuning_to_peft(prompt: PTuning | SlottedPrompt, folder: Path | str, lm: "F
     }
     vectors = collapsed.vectors.detach().cpu().contiguous()
     folder = Path(folder)
-    _check_finite(vectors, folder)
+    check_finite(vectors, folder)
     atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: vectors}))
     atomic_write_json(folder / CONFIG_NAME, config)
 
@@ -68,7 +63,7 @@ def p_tuning_from_peft(folder: Path | str, lm: "FrozenLM") -> SlottedPrompt:
     Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG_NAME)
+    config = read_config(folder / CONFIG_NAME)
     expected = "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"
     found = config.get("peft_type"), config.get("task_type")
     if found[0] != PEFT_TYPE or found[1] not in (expected, None):
@@ -87,25 +82,6 @@ def p_tuning_from_peft(folder: Path | str, lm: "FrozenLM") -> SlottedPrompt:
             f"{path}: {TENSOR_NAME} is {list(rows.shape)}; expected {length} rows, or a multiple of it"
         )
     vectors = rows[:length].float()
-    _check_finite(vectors, path)
+    check_finite(vectors, path)
     check_width(vectors, lm, path)
     return SlottedPrompt(vectors, (length, 0))
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        if path.is_symlink() or path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is a link or longer than {MAX_JSON_BYTES} bytes; expected a peft config")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); expected a peft folder") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} holds a {type(config).__name__}; expected a JSON object")
-    return config
-
-
-def _check_finite(vectors: "Tensor", where: Path) -> None:
-    largest = float(vectors.abs().max())
-    # `not <=` rather than `>`: NaN compares false with everything.
-    if not largest <= MAX_MAGNITUDE:
-        raise CheckpointError(f"{where}: the largest number is {largest}; expected finite ones up to {MAX_MAGNITUDE:g}")

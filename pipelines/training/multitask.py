@@ -129,6 +129,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
         "prompt": block.model_dump(mode="json", exclude={"unseen"}),
         "encoder": encoder.fingerprint if encoder is not None else None,
+        **({} if encoder is None else {"encoder_max_length": encoder.max_length}),
         "loss_unit": training.loss_unit,
         **build_prompts.begins_with(config, block),
     }
