@@ -80,6 +80,7 @@ class FrozenEncoder:
         revision: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        attn_implementation: str = "auto",
         max_length: int | None = None,
     ) -> "FrozenEncoder":
         """Load a local folder or a hub model; of an encoder-decoder such as T5, the encoder half.
@@ -89,13 +90,17 @@ class FrozenEncoder:
             revision: branch, tag or commit on the hub.
             dtype: "auto" is the checkpoint's dtype on CUDA and float32 on the CPU; or "float32", "bfloat16", "float16".
             device: "auto" is CUDA where there is one, else "cpu".
+            attn_implementation: "auto" is transformers' choice, mostly "sdpa". On a CPU that multiplies bfloat16,
+                training in bf16 is faster with "eager" (docs/results.md).
             max_length: the most tokens of a text; None for what fits.
 
         Raises:
             CheckpointError: model, weights or tokenizer missing or damaged.
             ConfigError: a setting is unknown or out of range, or the model cannot be used as an encoder.
         """
-        model, tokenizer = load_encoder(path_or_id, revision=revision, dtype=dtype, device=device)
+        model, tokenizer = load_encoder(
+            path_or_id, revision=revision, dtype=dtype, device=device, attn_implementation=attn_implementation
+        )
         return cls(model, tokenizer, max_length=max_length)
 
     @classmethod

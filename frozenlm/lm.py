@@ -94,6 +94,7 @@ class FrozenLM:
         revision: str | None = None,
         dtype: str = "auto",
         device: str = "auto",
+        attn_implementation: str = "auto",
         window: int | None = None,
         padding_side: PaddingSide = "right",
     ) -> "FrozenLM":
@@ -105,6 +106,8 @@ class FrozenLM:
             dtype: "auto" is the checkpoint's dtype on CUDA and float32 on the CPU (our choice: exact for bf16
                 checkpoints, and results do not drift with the batch's shape); or "float32", "bfloat16", "float16".
             device: "auto" is CUDA where there is one, else "cpu".
+            attn_implementation: "auto" is transformers' choice, mostly "sdpa". On a CPU that multiplies bfloat16,
+                training in bf16 is faster with "eager" (docs/results.md).
             window: the most tokens to use, below the LM's own limit.
             padding_side: how decoder-only batches are padded; results are equal.
 
@@ -112,7 +115,9 @@ class FrozenLM:
             CheckpointError: model, weights or tokenizer missing or damaged.
             ConfigError: a setting is unknown, or the LM is of a kind that cannot be driven.
         """
-        model, tokenizer = load_pretrained(path_or_id, revision=revision, dtype=dtype, device=device)
+        model, tokenizer = load_pretrained(
+            path_or_id, revision=revision, dtype=dtype, device=device, attn_implementation=attn_implementation
+        )
         return cls(model, tokenizer, window=window, padding_side=padding_side)
 
     @classmethod

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +32,8 @@ from transformers.utils import logging
 from frozenlm.errors import CheckpointError, ConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AttnImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
+"""As transformers names them; "auto" leaves the choice to it."""
 _NOISE = threading.Lock()
 
 
@@ -67,30 +69,37 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
-def load_pretrained(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+def load_pretrained(
+    path_or_id: str | Path, *, revision: str | None, dtype: str, device: str, attn_implementation: str = "auto"
+) -> tuple[Any, Any]:
     """Load the model and its tokenizer.
 
     Args:
         path_or_id: a folder, or the id of a model on the hub.
         revision: branch, tag or commit on the hub.
+        attn_implementation: one of `AttnImplementation`.
 
     Returns:
         (model on its device, tokenizer).
 
     Raises:
         CheckpointError: no such folder or model; config, weights or tokenizer missing or damaged.
-        ConfigError: not a causal or seq2seq LM; unknown dtype or device.
+        ConfigError: not a causal or seq2seq LM; unknown dtype or device; an attention that is unknown, or that the
+            model or the machine lacks.
     """
-    return _load_both(path_or_id, lm_class, "LM", revision=revision, dtype=dtype, device=device)
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device}
+    return _load_both(path_or_id, lm_class, "LM", attn_implementation=attn_implementation, **options)
 
 
-def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+def load_encoder(
+    path_or_id: str | Path, *, revision: str | None, dtype: str, device: str, attn_implementation: str = "auto"
+) -> tuple[Any, Any]:
     """Load a text encoder and its tokenizer; of an encoder-decoder, the encoder half.
 
     A pooler that the checkpoint lacks is no error: nothing here reads it.
 
     Args:
-        path_or_id, revision, dtype, device: as `load_pretrained`.
+        path_or_id, revision, dtype, device, attn_implementation: as `load_pretrained`.
 
     Returns:
         (model on its device, tokenizer).
@@ -99,8 +108,9 @@ def load_encoder(path_or_id: str | Path, *, revision: str | None, dtype: str, de
         CheckpointError: as `load_pretrained`.
         ConfigError: a kind of model that transformers does not know; unknown dtype or device.
     """
+    options: dict[str, Any] = {"revision": revision, "dtype": dtype, "device": device, "spare": "pooler."}
     model, tokenizer = _load_both(
-        path_or_id, encoder_class, "encoder", revision=revision, dtype=dtype, device=device, spare="pooler."
+        path_or_id, encoder_class, "encoder", attn_implementation=attn_implementation, **options
     )
     return (model.get_encoder() if model.config.is_encoder_decoder else model), tokenizer
 
@@ -118,11 +128,16 @@ def _load_both(
     revision: str | None,
     dtype: str,
     device: str,
+    attn_implementation: str = "auto",
     spare: str | None = None,
 ) -> tuple[Any, Any]:
     """choose: (config, source) -> the Auto class; what: the model in messages; spare: prefix of weights it may lack."""
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
+    if attn_implementation not in get_args(AttnImplementation):
+        known = ", ".join(get_args(AttnImplementation))
+        raise ConfigError(f"unknown attn_implementation {attn_implementation!r}; use one of {known}")
+    attention = {} if attn_implementation == "auto" else {"attn_implementation": attn_implementation}
     source, local = _source(path_or_id, what)
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     if revision is not None and not local:
@@ -133,7 +148,13 @@ def _load_both(
     model, report = _load(
         "weights",
         lambda: auto.from_pretrained(
-            source, config=config, dtype=kind, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            source,
+            config=config,
+            dtype=kind,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **attention,
+            **options,
         ),
         source,
     )
@@ -245,5 +266,7 @@ def _load(what: str, read: Any, source: str) -> Any:
     try:
         with _no_noise():
             return read()
+    except ImportError as error:  # of an attention or a tokenizer that stands in a package of its own
+        raise ConfigError(f"cannot load the {what} of {source}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"cannot load the {what} of {source}: {type(error).__name__}: {error}") from error

@@ -41,6 +41,7 @@ class Record:
     loss_sum: float = 0.0
     loss_steps: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     threads: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 

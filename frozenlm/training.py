@@ -49,7 +49,8 @@ class FitResult:
     best_step, best_score: the step whose weights the module now holds, and its score; no score without `evaluate`
     history: entries {step, loss, learning_rate[, score, and further scores by name]}; loss is the mean since the entry
         before, the rate that of parameters without one of their own
-    seconds: time spent training, over all resumed parts
+    seconds: time spent training, over all resumed parts, evaluations and saving among it
+    step_seconds: of it, the steps alone
     resumed_from: the step this call began at; 0 for a new run
     already_trained: the run was finished before this call
     stopped_early: patience ran out
@@ -61,6 +62,7 @@ class FitResult:
     best_score: float | None
     history: list[dict[str, float]]
     seconds: float
+    step_seconds: float
     resumed_from: int
     already_trained: bool
     stopped_early: bool
@@ -211,7 +213,9 @@ class _Run:
         """One step and what is due after it: evaluation, history, saving."""
         record, settings = self.record, self.settings
         rate = settings.rate_at(record.step)
+        step_began = time.monotonic()
         value = self._step(record.step, rate)
+        record.step_seconds += time.monotonic() - step_began
         record.step += 1
         record.loss_sum, record.loss_steps = record.loss_sum + value, record.loss_steps + 1
         bar.update(record.step, value, rate)
@@ -344,6 +348,7 @@ class _Run:
             best_score=record.best_score,
             history=record.history,
             seconds=record.seconds,
+            step_seconds=record.step_seconds,
             resumed_from=start,
             already_trained=already_trained,
             stopped_early=record.stopped_early,

@@ -14,6 +14,7 @@ from pipelines.evaluation.questions import read_questions
 from pipelines.index_progress import index_progress
 from pipelines.limits import MAX_QUESTION_CHARACTERS
 from pipelines.plugins import resolve_retriever
+from retrievers.compute import resolve_model
 from retrievers.corpus import estimate_passages
 from retrievers.errors import IndexMismatchError as RetrievalMismatch
 from retrievers.files import sha256_json
@@ -22,6 +23,7 @@ from retrievers.passages import KIND
 from retrievers.types import Reranker, Retriever
 
 if TYPE_CHECKING:
+    from frozenlm.encoder import FrozenEncoder
     from frozenlm.lm import FrozenLM
     from frozenlm.prompts.soft_prompt import SoftPrompt
 
@@ -274,7 +276,26 @@ def frozen_lm(block: c.LM) -> FrozenLM:
     from frozenlm.lm import FrozenLM
 
     return FrozenLM.load(
-        block.model, revision=block.revision, dtype=block.dtype, device=block.device, window=block.window
+        block.model,
+        revision=block.revision,
+        dtype=block.dtype,
+        device=block.device,
+        attn_implementation=block.attn_implementation,
+        window=block.window,
+    )
+
+
+def frozen_encoder(block: c.FrozenEncoder) -> FrozenEncoder:
+    """The frozen encoder of a config."""
+    from frozenlm.encoder import FrozenEncoder
+
+    return FrozenEncoder.load(
+        resolve_model(block.model),
+        revision=block.revision,
+        dtype=block.dtype,
+        device=block.device,
+        attn_implementation=block.attn_implementation,
+        max_length=block.max_length,
     )
 
 

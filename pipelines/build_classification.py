@@ -11,25 +11,11 @@ from pipelines.build import Log, module_folder
 from pipelines.build_deltas import check_asked_for, delta_class, new_delta
 from pipelines.config_tasks import task_spec
 from pipelines.errors import CheckpointError, ConfigError
-from retrievers.compute import resolve_model
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
     from frozenlm.encoder_tasks import LabelledText, TunedEncoder
     from pipelines.tasks.task import TaskRow
-
-
-def frozen_encoder(block: c.FrozenEncoder) -> FrozenEncoder:
-    """The frozen encoder of a config."""
-    from frozenlm.encoder import FrozenEncoder
-
-    return FrozenEncoder.load(
-        resolve_model(block.model),
-        revision=block.revision,
-        dtype=block.dtype,
-        device=block.device,
-        max_length=block.max_length,
-    )
 
 
 def labelled_texts(

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import build_prompts
 from pipelines import config as c
-from pipelines.build import Log, module_folder
+from pipelines.build import Log, frozen_encoder, module_folder
 from pipelines.build_deltas import new_delta, trained_delta
 from pipelines.config_tasks import PromptSource, task_spec
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.tasks.encoding import RowEncoder
 from pipelines.training.initializers import initializer
-from retrievers.compute import resolve_model
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
@@ -32,15 +31,7 @@ def encoder(config: c.Multitask) -> FrozenEncoder | None:
     prompts = [config.prompt, *config.modules]
     if block is None or not any(isinstance(prompt, c.InputDependent | c.IDPG) for prompt in prompts):
         return None
-    from frozenlm.encoder import FrozenEncoder
-
-    return FrozenEncoder.load(
-        resolve_model(block.model),
-        revision=block.revision,
-        dtype=block.dtype,
-        device=block.device,
-        max_length=block.max_length,
-    )
+    return frozen_encoder(block)
 
 
 def expanded(blocks: Sequence[c.TaskBlock]) -> list[c.TaskBlock]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from pipelines import build_classification
 from pipelines.answer import Answer
-from pipelines.build import module_folder
+from pipelines.build import frozen_encoder, module_folder
 from pipelines.config import Classification
 from pipelines.errors import ConfigError
 from pipelines.stages import check_questions
@@ -45,7 +45,7 @@ class ClassificationPipeline:
     def encoder(self) -> FrozenEncoder:
         """The frozen encoder."""
         if self._encoder is None:
-            self._encoder = build_classification.frozen_encoder(self.config.encoder)
+            self._encoder = frozen_encoder(self.config.encoder)
         return self._encoder
 
     @property

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from pipelines.config_values import (
+    AttnImplementation,
     Block,
     Count,
     Device,
@@ -34,6 +35,7 @@ class LM(Block):
     revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
+    attn_implementation: AttnImplementation = "auto"
     window: Positive | None = None
     architecture: dict[str, Any] | None = None
 

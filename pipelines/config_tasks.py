@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from pipelines.config_reading import FromVocabulary, Init, Loop
 from pipelines.config_values import (
+    AttnImplementation,
     Block,
     Count,
     Device,
@@ -34,6 +35,7 @@ class FrozenEncoder(Block):
     revision: str | None = None
     dtype: DType = "auto"
     device: Device = "auto"
+    attn_implementation: AttnImplementation = "auto"
     max_length: Positive | None = None
     architecture: dict[str, Any] | None = None
 

@@ -68,6 +68,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Params = Annotated[dict[str, Any], BeforeValidator(_param)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+AttnImplementation = Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 class Block(BaseModel):

@@ -24,7 +24,7 @@ class MethodFigures:
     of_reference: mean / mean of the reference
     trained_parameters: most over the tasks, where heads differ in size
     share: of the LM's parameters
-    seconds_per_step: median
+    seconds_per_step: median; steps alone, without evaluation
     saved_bytes: what a step keeps for its backward pass, most
     """
 

@@ -14,8 +14,8 @@ from frozenlm.saved_bytes import saved_bytes
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import FitResult, fit
 from pipelines import config as c
-from pipelines.build import Log, module_folder
-from pipelines.build_classification import frozen_encoder, labelled_texts, new_tuned
+from pipelines.build import Log, frozen_encoder, module_folder
+from pipelines.build_classification import labelled_texts, new_tuned
 from pipelines.errors import ConfigError
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
@@ -97,7 +97,7 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         "best_step": result.best_step,
         "best_score": result.best_score,
         "seconds": result.seconds,
-        "seconds_per_step": result.seconds / max(1, result.steps),
+        "seconds_per_step": result.step_seconds / max(1, result.steps),
         "saved_bytes": kept.most,
         "already_trained": result.already_trained,
         "history": result.history,

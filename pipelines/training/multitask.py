@@ -148,7 +148,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "best_step": result.best_step,
         "best_score": result.best_score,
         "seconds": result.seconds,
-        "seconds_per_step": result.seconds / max(1, result.steps),
+        "seconds_per_step": result.step_seconds / max(1, result.steps),
         "saved_bytes": kept.most,
         "already_trained": result.already_trained,
         "history": result.history,

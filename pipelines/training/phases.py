@@ -38,5 +38,6 @@ def _both(first: FitResult, second: FitResult) -> FitResult:
         best_step=first.steps + second.best_step,
         history=[*first.history, *moved],
         seconds=first.seconds + second.seconds,
+        step_seconds=first.step_seconds + second.step_seconds,
         already_trained=first.already_trained and second.already_trained,
     )

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 from frozenlm.architectures import meta_model
 from frozenlm.lm import FrozenLM
 from frozenlm.shapes import ModelShape
-from pipelines.build_classification import frozen_encoder, new_tuned
+from pipelines.build import frozen_encoder
+from pipelines.build_classification import new_tuned
 from pipelines.build_deltas import new_delta
 from pipelines.cli import main
 from pipelines.config_deltas import DELTA_KINDS, Delta
