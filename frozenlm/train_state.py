@@ -5,8 +5,11 @@ in one rename. `best-<step>.safetensors` is written before a state points to it 
 kill at any moment leaves a state whose best weights are there.
 """
 
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,28 @@ class RunFolder:
         self.folder = folder
         # Through JSON once, so that a tuple equals the list it is read back as.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training into the folder; the system ends it with this process.
+
+        Raises: ConfigError when another one trains there; CheckpointError when the folder cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise CheckpointError(f"cannot train into {self.folder}: {error}; expected a writable folder") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"another process trains into {self.folder}; wait for it, or train into another folder"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
 
     @property
     def has_state(self) -> bool:

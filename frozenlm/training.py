@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -104,7 +105,7 @@ def fit(
 
     Raises:
         ConfigError: no data, nothing to train, a rate for parameters that are not there, or `out` holds a run with
-            other settings.
+            other settings, or another process trains into it.
         CheckpointError: the state in `out` is damaged, or cannot be written.
         FrozenLMError: the loss or the gradient is not finite; the state of the last save is intact.
         FrozenViolationError: a weight of the LM has changed.
@@ -134,20 +135,21 @@ def fit(
         tracked=bool(trackers),
         log=log or logger.info,
     )
-    if restart:
-        run.on_main(run.folder.discard)
-    start, finished, was_training = run.resume(), run.record.finished, module.training
-    try:
-        if not finished:
-            run.train(shown=progress)
-    finally:
-        module.train(was_training)
-        # Not `end_training`: it also takes down the process group, which the caller may go on using.
-        for tracker in accelerator.trackers:
-            tracker.finish()
-    if evaluate is not None:
-        run.folder.load_best(module, run.record.best_step)
-    return run.result(start, finished, lm)
+    with run.folder.locked() if accelerator.is_main_process else nullcontext():
+        if restart:
+            run.on_main(run.folder.discard)
+        start, finished, was_training = run.resume(), run.record.finished, module.training
+        try:
+            if not finished:
+                run.train(shown=progress)
+        finally:
+            module.train(was_training)
+            # Not `end_training`: it also takes down the process group, which the caller may go on using.
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        if evaluate is not None:
+            run.folder.load_best(module, run.record.best_step)
+        return run.result(start, finished, lm)
 
 
 @dataclass(kw_only=True)

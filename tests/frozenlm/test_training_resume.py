@@ -235,7 +235,7 @@ def test_full_disk_is_a_clear_error_and_the_last_state_stays(tmp_path: Path) -> 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="could not write"):
+    with pytest.raises(CheckpointError, match="cannot train into"):
         train(Slope(), tmp_path / "file" / "run")
 
 
@@ -277,3 +277,20 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one, two = (read_tensors(tmp_path / name / "state.safetensors")[0] for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-6)
+
+
+def test_two_processes_cannot_train_into_one_folder(tmp_path: Path) -> None:
+    """The lock goes with the process that holds it, and leaves no file behind."""
+    code = (
+        "import sys; from pathlib import Path; from frozenlm.train_state import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1]), {}).locked():\n    print('held', flush=True)\n    sys.stdin.read()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process trains into"):
+            train(Slope(), tmp_path, SETTINGS)
+        assert list(tmp_path.iterdir()) == []
+        other.kill()
+    assert train(Slope(), tmp_path, SETTINGS).steps == SETTINGS.steps
