@@ -3,7 +3,7 @@
 The oldest of the specification methods in the Delta Tuning survey (arXiv 2203.06904, section 3.2); Lee et al. 2019,
 "What Would Elsa Do?", arXiv 1911.03090, measure how many blocks it takes. What lies below is frozen, so its forward
 pass records no gradient, and the backward pass ends at the lowest trained block. With `LowerStates`
-(`lower_states.py`) what lies below is computed once an example.
+(`lower_states.py`) what lies below is computed once a row.
 
 Of an encoder-decoder these are the decoder's last blocks. Our choice: differences, zero at the start, are trained and
 saved instead of weights, and the norm behind the last block joins only when asked for.
@@ -21,7 +21,7 @@ from frozenlm.checkpoint import load_module, save_module
 from frozenlm.deltas.attach import Host, replaced
 from frozenlm.deltas.attach import blocks as blocks_of
 from frozenlm.deltas.flat import Flat, check_saved
-from frozenlm.deltas.lower_states import LowerStates
+from frozenlm.deltas.lower_states import MAX_BYTES, LowerStates, check_model
 from frozenlm.errors import CheckpointError, ConfigError
 
 KIND = "partial_layers"
@@ -31,7 +31,8 @@ class PartialLayers(nn.Module):
     """`offsets` [N] of all weights of the last blocks; made with `create` or `load`.
 
     Attributes:
-        lower_states: where states below are kept; None, the default, computes them every time. Never saved.
+        lower_states: where states below are kept (`keep_lower_states`); None, the default, computes them every time.
+            Never saved.
     """
 
     def __init__(self, flat: Flat, offsets: Tensor, *, blocks: int, final_norm: bool) -> None:
@@ -62,11 +63,24 @@ class PartialLayers(nn.Module):
         """
         return block_weights * blocks + norm_weights
 
+    def keep_lower_states(self, host: Host, *, max_bytes: int = MAX_BYTES) -> LowerStates:
+        """From now on, what lies below is computed once a row and kept, up to so many bytes.
+
+        Raises:
+            ConfigError: nothing lies below, an encoder-decoder, a model whose blocks give back more than one tensor
+                (T5's), or fewer than 1 byte.
+        """
+        self.lower_states = LowerStates(max_bytes)
+        stack = [block for _, block in last_stack(host.model)]
+        check_model(host.model, stack, len(stack) - self.blocks)
+        return self.lower_states
+
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """The model with its last blocks changed."""
-        below = [block for _, block in last_stack(model)[: -self.blocks]]
-        known = self.lower_states.over(model, below) if self.lower_states and below else nullcontext()
+        stack = [block for _, block in last_stack(model)]
+        below = len(stack) - self.blocks
+        known = self.lower_states.over(model, stack, below) if self.lower_states and below else nullcontext()
         with replaced(model, self.flat.added(model, self.offsets)), known:
             yield
 
