@@ -63,7 +63,7 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
     """Read a folder that peft wrote into the workspace, as what the config would have trained.
 
     Args:
-        restart: replace what has been trained or imported there.
+        restart: replace what has been trained or imported there, an unfinished training too.
 
     Returns:
         `kind`, `module` (folder) and `trained_parameters`.
@@ -72,10 +72,14 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
         ConfigError: a config of another kind, or a method that peft does not have in this form.
         CheckpointError: a file that is missing, damaged, of another method or LM; or a module that is there already.
     """
+    from frozenlm.train_state import RunFolder
+
     block = _block(config)
     target = module_folder(config, block.name)
-    if target.exists() and not restart:
-        raise CheckpointError(f"{target} is there already; give --restart to replace it, or another name")
+    run = RunFolder(target.with_name(f"{block.name}.run"), {})
+    there = target if target.exists() else run.folder if run.has_state else None
+    if there is not None and not restart:
+        raise CheckpointError(f"{there} is there already; give --restart to replace it, or another name")
     lm = frozen_lm(config.lm)
     module: Any
     if block.kind == "soft_prompt":
@@ -100,6 +104,7 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
         )
     if isinstance(block, c.DeltaBlock):
         check_asked_for(module, block, lm, Path(folder))
+    run.discard()  # so that a later `train` begins anew, and does not put the old run's weights back
     module.save(target, lm)
     lm.assert_unchanged()
     log(f"imported: {target}")

@@ -1,6 +1,7 @@
 """What was trained here runs in peft, and comes back the same; what peft cannot hold is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,17 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["import", str(file), out, "--quiet"]) == 1
     assert "is there already" in capsys.readouterr().err
     assert cli.main(["import", str(file), out, "--restart", "--quiet"]) == 0
+
+
+def test_what_was_imported_is_not_written_over_by_an_old_training(tmp_path: Path) -> None:
+    world = make_world(tmp_path, "opt")
+    config = configured(world, prompt=PREFIX)
+    train(config)
+    export_peft(config, tmp_path / "peft")
+    modules = Path(config.workspace) / "modules"
+    shutil.rmtree(modules / PREFIX["name"])  # what is left is the state of the run
+    with pytest.raises(CheckpointError, match=r"\.run is there already; give --restart"):
+        import_peft(config, tmp_path / "peft")
+    import_peft(config, tmp_path / "peft", restart=True)
+    assert not list((modules / f"{PREFIX['name']}.run").glob("*.safetensors"))
+    assert not train(config)["already_trained"]
