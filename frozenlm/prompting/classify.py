@@ -20,7 +20,7 @@ from torch import Tensor
 from frozenlm.errors import ConfigError
 from frozenlm.lm import BATCH_TOKENS
 from frozenlm.prompting.calibration import Calibration, calibrated, class_means
-from frozenlm.prompting.demonstrations import Demonstrations
+from frozenlm.prompting.demonstrations import Demonstrations, check_shown
 from frozenlm.prompting.filled import Filled, PromptHost
 from frozenlm.prompting.labels import label_key
 from frozenlm.prompting.scoring import LabelWords, Question, word_scores
@@ -50,6 +50,7 @@ class Prompt:
     demonstrations: solved examples in front
     calibration: what is taken off the answers
     max_tokens: the most columns of a row; None for what the host has
+    question_tokens: the most of them without demonstrations; None for all
     """
 
     template: Template
@@ -58,22 +59,25 @@ class Prompt:
     demonstrations: Demonstrations | None = None
     calibration: Calibration | None = None
     max_tokens: int | None = None
+    question_tokens: int | None = None
 
     def fill(self, host: PromptHost, records: Sequence[Record]) -> list[Filled]:
         """What the host reads for each record. The record is fitted first; demonstrations take the room that is left.
 
         Raises: as `Template.fill` and `Demonstrations.chosen`.
         """
-        filled = [self._filled(host, self.template, record, f"record {n}") for n, record in enumerate(records)]
+        room = self._room(host)
+        own = min((limit for limit in (room, self.question_tokens) if limit is not None), default=None)
+        places = [_place(n, record) for n, record in enumerate(records)]
+        filled = [self._filled(host, self.template, *one, own) for one in zip(records, places, strict=True)]
         if self.demonstrations is None:
             return filled
-        room = self._room(host)
         chosen = self.demonstrations.chosen(records, self.template)
         shown = self.demonstrations.shown(host, self.template, self.verbalizer)
         found = []
-        for one, ranked in zip(filled, chosen, strict=True):
+        for one, ranked, where in zip(filled, chosen, places, strict=True):
             left = None if room is None else room - one.length - self._reserve(host, one.spaced)
-            prefix, dropped = shown.prefix(ranked, left)
+            prefix, dropped = shown.prefix(ranked, left, where=where)
             found.append(replace(one, prefix=prefix, dropped=dropped))
         return found
 
@@ -82,10 +86,11 @@ class Prompt:
     ) -> list[Prediction]:
         """The label of each record. batch_tokens: the most tokens of a batch
 
-        Raises: as `fill`; ConfigError for a word that the host cannot write.
+        Raises: as `fill`; ConfigError for a word that the host cannot write, and as `check_shown`.
         """
         with torch.no_grad():
             filled = self.fill(host, records)
+            check_shown(filled)
             found = probabilities(host, [(self, one) for one in filled], batch_tokens=batch_tokens)
         return [prediction(self.verbalizer.labels, *pair) for pair in zip(found, filled, strict=True)]
 
@@ -121,6 +126,11 @@ class Prompt:
         """Columns that the longest word takes beyond its first token."""
         words = None if host.kind == "encoder-decoder" else self.verbalizer.whole(host, spaced=spaced)
         return 0 if words is None else max(map(len, words)) - 1
+
+
+def _place(number: int, record: Record) -> str:
+    """What messages call a record: its id where it has one."""
+    return f"record {record.get('id', number)}" if isinstance(record, Mapping) else f"record {number}"
 
 
 def probabilities(

@@ -9,7 +9,9 @@ Which ones:
 A demonstration is never the question itself: records with its id, and records whose fields read the same but for case
 and white space, are passed over. `order` says where the best stands; next to the question by default, since later
 demonstrations weigh more (Lu et al. 2022, arXiv 2104.08786). Where the tokens do not suffice, whole demonstrations are
-dropped, the worst first, and counted; the question is never cut for their sake. Soft slots are left out of them.
+dropped, the worst first, and counted; the question is never cut for their sake. `over_budget="error"` refuses such a
+question instead, and what would leave every question without any is refused in either case (`check_shown`). Soft slots
+are left out of them.
 
 Demonstrations are tokenised apart from the question, so that what several questions share is the same tokens and is
 read once (`scoring.py`).
@@ -25,13 +27,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from frozenlm.errors import ConfigError
-from frozenlm.prompting.filled import PromptHost
+from frozenlm.prompting.filled import Filled, PromptHost
 from frozenlm.prompting.scoring import LabelWords
 from frozenlm.prompting.template import Template
 from frozenlm.rows import Tokens
 
 Choice = Literal["random", "nearest", "diverse"]
 Order = Literal["best_last", "best_first"]
+OverBudget = Literal["drop", "error"]
 Embed = Callable[[Sequence[str]], Tensor]
 """n texts -> [n, E] vectors; `FrozenEncoder.vectors` is one."""
 EMBED_BATCH = 64
@@ -47,9 +50,11 @@ class Demonstrations:
     label: the field that holds the label
     separator: text after each
     budget: the most tokens of all of them; None for what the window leaves
+    over_budget: what is done where they do not fit, see above
     seed: of the draw
 
-    Raises: ConfigError for an empty pool, k below 1, an unknown choice or order, or no `embed` where it is needed.
+    Raises: ConfigError for an empty pool, k below 1, an unknown choice, order or over_budget, or no `embed` where it is
+        needed.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class Demonstrations:
         label: str = "label",
         separator: str = "\n\n",
         budget: int | None = None,
+        over_budget: OverBudget = "drop",
         seed: int = 0,
     ) -> None:
         if not records or k < 1 or (budget is not None and budget < 0):
@@ -74,10 +80,13 @@ class Demonstrations:
                 f"demonstrations: choose {choose!r}, order {order!r}; expected one of {get_args(Choice)} and of "
                 f"{get_args(Order)}"
             )
+        if over_budget not in get_args(OverBudget):
+            raise ConfigError(f"demonstrations: over_budget {over_budget!r}; expected one of {get_args(OverBudget)}")
         if choose != "random" and embed is None:
             raise ConfigError(f"demonstrations: choose={choose!r} needs embed, such as FrozenEncoder.vectors")
         self.records, self.k, self.choose, self.order, self.embed = list(records), k, choose, order, embed
         self.label, self.separator, self.budget, self.seed = label, separator, budget, seed
+        self.over_budget = over_budget
         self._vectors: dict[tuple[str, ...], Tensor] = {}
 
     def chosen(self, queries: Sequence[Mapping[str, Any]], template: Template) -> list[list[int]]:
@@ -148,18 +157,29 @@ class Shown:
     def __post_init__(self) -> None:
         self._ids: dict[int, list[int]] = {}
 
-    def prefix(self, ranked: Sequence[int], room: int | None) -> tuple[tuple[Tokens, ...], int]:
+    def prefix(
+        self, ranked: Sequence[int], room: int | None, *, where: str = "the question"
+    ) -> tuple[tuple[Tokens, ...], int]:
         """The demonstrations that fit, in order, and how many were dropped. ranked: places in the pool, the best first
 
         room: columns that the window leaves; None for no limit
+        where: the question, for messages
 
-        Raises: ConfigError for a record without a field, or with a label that has no word.
+        Raises: ConfigError for a record without a field, with a label that has no word, or with `over_budget="error"`
+            where they do not fit.
         """
         limits = [limit for limit in (room, self.pool.budget) if limit is not None]
         left = min(limits) if limits else None
         kept = list(ranked)
         while left is not None and kept and sum(len(self._tokens(i)) for i in kept) > left:
             kept.pop()
+        if len(kept) < len(ranked) and self.pool.over_budget == "error":
+            needed = sum(len(self._tokens(i)) for i in ranked)
+            raise ConfigError(
+                f"{where}: its {len(ranked)} demonstrations take {needed} tokens, the budget leaves {left} "
+                f"(set: {_none_or(self.pool.budget)}, left by the question: {_none_or(room)}); lower k, raise the budget "
+                'or the window, or set over_budget to "drop"'
+            )
         placed = kept if self.pool.order == "best_first" else kept[::-1]
         return tuple(Tokens.of(self._tokens(i)) for i in placed), len(ranked) - len(kept)
 
@@ -171,6 +191,25 @@ class Shown:
             word = self.verbalizer.word(record[self.pool.label], where=where)
             self._ids[place] = self.host.encode(self.template.text(record, word, where=where) + self.pool.separator)
         return self._ids[place]
+
+
+def check_shown(filled: Sequence[Filled]) -> None:
+    """Refuse to ask without examples what was to be asked with some.
+
+    filled: all questions that are asked
+
+    Raises: ConfigError where demonstrations were dropped and not one is left for any question.
+    """
+    dropped = sum(one.dropped for one in filled)
+    if dropped and not any(one.prefix for one in filled):
+        raise ConfigError(
+            f"not one of the {dropped} demonstrations chosen for {len(filled)} questions fits, so none would be shown; "
+            "raise the budget, max_tokens or the window, take shorter demonstrations, or leave them out"
+        )
+
+
+def _none_or(limit: int | None) -> str:
+    return "no limit" if limit is None else str(limit)
 
 
 def _text(record: Mapping[str, Any], template: Template) -> str:

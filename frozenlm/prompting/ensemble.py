@@ -14,7 +14,8 @@ import torch
 from frozenlm.errors import ConfigError
 from frozenlm.lm import BATCH_TOKENS
 from frozenlm.prompting.classify import Prediction, Prompt, Record, probabilities
-from frozenlm.prompting.filled import PromptHost
+from frozenlm.prompting.demonstrations import check_shown
+from frozenlm.prompting.filled import Filled, PromptHost
 
 How = Literal["mean", "vote"]
 
@@ -52,18 +53,30 @@ class Ensemble:
 
         Raises: as `Prompt.classify`.
         """
+        return self.answered(host, self.fill(host, records), batch_tokens=batch_tokens)
+
+    @torch.no_grad()
+    def fill(self, host: PromptHost, records: Sequence[Record]) -> list[tuple[Filled, ...]]:
+        """What the host reads for each record, a member each.
+
+        Raises: as `Prompt.fill`, and as `check_shown` for the questions of any member.
+        """
         filled = [member.fill(host, records) for member in self.members]
-        asked = [
-            (member, own[number])
-            for number in range(len(records))
-            for member, own in zip(self.members, filled, strict=True)
-        ]
+        for own in filled:
+            check_shown(own)
+        return list(zip(*filled, strict=True))
+
+    @torch.no_grad()
+    def answered(
+        self, host: PromptHost, filled: Sequence[tuple[Filled, ...]], *, batch_tokens: int = BATCH_TOKENS
+    ) -> list[Prediction]:
+        """The label of each question that `fill` gave; so many questions can be asked in parts."""
+        asked = [pair for one in filled for pair in zip(self.members, one, strict=True)]
         found = probabilities(host, asked, batch_tokens=batch_tokens)
         size = len(self.members)
         predictions = []
-        for number in range(len(records)):
+        for number, own in enumerate(filled):
             shares = torch.stack([self._ordered(place, found[number * size + place]) for place in range(size)])
-            own = [one[number] for one in filled]
             predictions.append(self._joined(shares.cpu(), sum(one.cut for one in own), sum(one.dropped for one in own)))
         return predictions
 

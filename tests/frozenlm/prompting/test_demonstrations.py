@@ -9,6 +9,7 @@ from frozenlm.errors import ConfigError
 from frozenlm.prompting.calibration import ContextualCalibration
 from frozenlm.prompting.classify import Prompt, probabilities
 from frozenlm.prompting.demonstrations import Demonstrations
+from frozenlm.prompting.ensemble import Ensemble
 from frozenlm.prompting.scoring import Question, word_scores
 from frozenlm.prompting.template import Template
 from frozenlm.prompting.verbalizer import Verbalizer
@@ -83,6 +84,45 @@ def test_a_budget_drops_whole_demonstrations_the_worst_first() -> None:
         assert (row_length(filled.prefix), filled.dropped, filled.cut) == (kept * one, 2 - kept, 0)
         if kept == 1:
             assert "paris" in lm.decode(text_ids(filled.prefix))
+
+
+def test_over_a_budget_may_be_an_error_that_names_the_question() -> None:
+    lm = toy_lm()
+    one = len(lm.encode("text: king paris answer: blue\n\n"))
+
+    def filled(budget: int | None, **settings: Any) -> list:
+        pool = demos(choose="nearest", budget=budget, over_budget="error")
+        return Prompt(TEMPLATE, WORDS, demonstrations=pool, **settings).fill(lm, [QUERIES[0] | {"id": "q7"}])
+
+    assert row_length(filled(2 * one)[0].prefix) == 2 * one
+    with pytest.raises(ConfigError, match=f"record q7: its 2 demonstrations take {2 * one} tokens, the budget leaves"):
+        filled(2 * one - 1)
+    question = filled(None)[0].length - 2 * one
+    with pytest.raises(ConfigError, match=f"set: no limit, left by the question: {2 * one - 1}"):
+        filled(None, max_tokens=question + 2 * one - 1)
+    with pytest.raises(ConfigError, match="over_budget 'ignore'"):
+        demos(over_budget="ignore")
+
+
+def test_no_question_is_asked_without_any_demonstration_unsaid() -> None:
+    lm = toy_lm()
+    one = len(lm.encode("text: king paris answer: blue\n\n"))
+    too_small = Prompt(TEMPLATE, WORDS, demonstrations=demos(budget=one - 1))
+    for asked in (too_small, Ensemble([too_small, Prompt(TEMPLATE, WORDS)])):
+        with pytest.raises(ConfigError, match="not one of the 6 demonstrations chosen for 3 questions fits"):
+            asked.classify(lm, QUERIES)
+    long, room = {"text": " ".join(["green"] * 30)}, len(lm.encode("text: answer:")) + 30 + one - 1
+    prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(), max_tokens=room)  # beside the long one nothing fits
+    assert [p.dropped for p in prompt.classify(lm, [long, *QUERIES])][0] == 2
+    with pytest.raises(ConfigError, match="not one of the 2"):
+        prompt.classify(lm, [long])
+
+
+def test_a_question_may_have_a_limit_of_its_own() -> None:
+    lm, long = toy_lm(), {"text": " ".join(["green"] * 60)}
+    prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(), question_tokens=20)
+    [filled] = prompt.fill(lm, [long])
+    assert row_length(filled.body) + len(filled.opens) == 20 and filled.cut > 0 and filled.dropped == 0
 
 
 @pytest.mark.parametrize("make", [toy_lm, toy_masked_lm, toy_sentinel_lm], ids=["gpt2", "bert", "t5"])
