@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.build import Log
+from pipelines.config_deltas import PartialLayers
 from pipelines.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -30,8 +32,22 @@ def new_delta(block: DeltaBlock, host: Host, seed: int) -> Delta:
     Raises:
         ConfigError: a size out of range, or a method that is not defined for this model.
     """
-    made: Delta = delta_class(block.kind).create(host, seed=seed, **block.sizes())  # type: ignore[attr-defined]
-    return made
+    made: Any = delta_class(block.kind).create(host, seed=seed, **block.sizes())  # type: ignore[attr-defined]
+    if isinstance(block, PartialLayers) and block.lower_states.kept:
+        made.keep_lower_states(host, max_bytes=block.lower_states.byte_budget)
+    delta: Delta = made
+    return delta
+
+
+def lower_states_counts(delta: Any, log: Log) -> dict[str, int] | None:
+    """What a delta has kept of the blocks below it while it was trained, for the log and the summary; None without."""
+    states = getattr(delta, "lower_states", None)
+    if states is None:
+        return None
+    counts: dict[str, int] = states.counts
+    line = f"states below: {counts['rows']} rows kept in {counts['nbytes']:,} bytes, {counts['hits']:,} times read"
+    log(line + (f"; {counts['refused']:,} times no room in the byte budget" if counts["refused"] else ""))
+    return counts
 
 
 def trained_delta(folder: Path, block: DeltaBlock, host: Host) -> Delta:

@@ -166,12 +166,32 @@ class Masking(DeltaBlock):
     threshold: float = 0.01
 
 
+class LowerStates(Block):
+    """What the frozen blocks below make of a row is the same in every step. `memory` computes it once a row, each row
+    by itself, and keeps it as it is; rows beyond `byte_budget` are computed anew, and counted. Results differ in the
+    last bits from those of `off`; the budget changes nothing. Not for encoder-decoders and T5's encoder."""
+
+    kind: Literal["off", "memory"] = "off"
+    byte_budget: Positive = 2_000_000_000
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything is."""
+        return self.kind != "off"
+
+
 class PartialLayers(DeltaBlock):
-    """The last `blocks` blocks, as offsets from the frozen ones."""
+    """The last `blocks` blocks, as offsets from the frozen ones. `lower_states` is for training alone."""
 
     kind: Literal["partial_layers"]
     blocks: Positive = 1
     final_norm: bool = False
+    # Left out where nothing is kept, as in what runs and comparisons remember of configs without it.
+    lower_states: LowerStates = Field(LowerStates(), exclude_if=lambda block: not block.kept)
+
+    def sizes(self) -> dict[str, Any]:
+        """Without what only training needs."""
+        return self.model_dump(exclude={"kind", "name", "lower_states"})
 
 
 class RandomSubset(DeltaBlock):

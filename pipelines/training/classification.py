@@ -16,6 +16,7 @@ from frozenlm.training import FitResult, fit
 from pipelines import config as c
 from pipelines.build import Log, frozen_encoder, module_folder
 from pipelines.build_classification import labelled_texts, new_tuned
+from pipelines.build_deltas import lower_states_counts
 from pipelines.errors import ConfigError
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
@@ -77,7 +78,9 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
     identity = {
         "train": _digest(train),
         "dev": _digest(dev),
-        "delta": None if config.delta is None else config.delta.model_dump(mode="json"),
+        "delta": None
+        if config.delta is None
+        else config.delta.model_dump(mode="json", exclude={"lower_states": {"byte_budget"}}),
         "labels": list(labels),
         "pool": config.pool,
         "encoder": encoder.fingerprint,
@@ -99,6 +102,7 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         "seconds": result.seconds,
         "seconds_per_step": result.step_seconds / max(1, result.steps),
         "saved_bytes": kept.most,
+        "lower_states": lower_states_counts(tuned.delta, log),
         "already_trained": result.already_trained,
         "history": result.history,
         "encoder_weights_changed": encoder.verify().changed,

@@ -22,6 +22,7 @@ from frozenlm.training import FitResult, fit
 from pipelines import build_prompts, build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
+from pipelines.build_deltas import lower_states_counts
 from pipelines.errors import ConfigError
 from pipelines.evaluation.tasks import dev_scores
 from pipelines.surface import clean
@@ -127,7 +128,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     identity = {
         "examples": _digest(examples),
         "dev": hashlib.sha256(json.dumps([[r.id for r in of] for of in dev.values()]).encode()).hexdigest(),
-        "prompt": block.model_dump(mode="json", exclude={"unseen"}),
+        "prompt": block.model_dump(mode="json", exclude={"unseen": True, "lower_states": {"byte_budget"}}),
         "encoder": encoder.fingerprint if encoder is not None else None,
         **({} if encoder is None else {"encoder_max_length": encoder.max_length}),
         "loss_unit": training.loss_unit,
@@ -150,6 +151,7 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "seconds": result.seconds,
         "seconds_per_step": result.step_seconds / max(1, result.steps),
         "saved_bytes": kept.most,
+        "lower_states": lower_states_counts(module, log),
         "already_trained": result.already_trained,
         "history": result.history,
         "lm_weights_changed": result.verification.changed if result.verification is not None else None,
