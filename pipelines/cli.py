@@ -138,7 +138,7 @@ def pretrain(
     workspace: WorkspaceOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Pretrain the config's connector on plain text. Goes on where an interrupted run stopped."""
+    """Pretrain the config's connector or prompt on plain text. Goes on where an interrupted run stopped."""
     loaded = _load(config, set_, workspace)
     hush(quiet)
     if dry_run:

@@ -90,6 +90,7 @@ from pipelines.config_tasks import (
     TaskTraining,
     check_multitask,
 )
+from pipelines.config_text import PromptPretraining, check_pretraining
 from pipelines.config_values import (
     Block,
     Count,
@@ -259,7 +260,8 @@ Module = Annotated[Prompt | Delta, Discriminator("kind")]
 
 class Multitask(Job):
     """`kind: multitask`: one frozen LM for a mixture of tasks. `prompt` or `delta` is what this config trains and,
-    unless a route or the caller says otherwise, what serves; `modules` are further trained ones that it serves."""
+    unless a route or the caller says otherwise, what serves; `modules` are further trained ones that it serves. With a
+    `pretraining` block the prompt's training begins from what `frozenlm pretrain` made."""
 
     kind: Literal["multitask"]
     lm: LM
@@ -273,6 +275,7 @@ class Multitask(Job):
     input: TaskInput = TaskInput()
     generation: Generation = Generation()
     surface: Surface = Surface()
+    pretraining: PromptPretraining | None = None
     training: TaskTraining | None = None
     evaluation: TaskEvaluation = TaskEvaluation()
 
@@ -280,6 +283,7 @@ class Multitask(Job):
     def _fits_together(self) -> Self:
         if self.prompt is not None and self.delta is not None:
             raise ValueError("a config trains a prompt or a delta; move one of them to another config")
+        check_pretraining(self.pretraining, self.prompt, self.delta, self.modules)
         check_multitask([*self._own, *self.modules], self.encoder, self.routes, self.tasks)
         return self
 
@@ -456,6 +460,7 @@ __all__ = [
     "Pretraining",
     "Prompt",
     "PromptPerTask",
+    "PromptPretraining",
     "PromptTraining",
     "Questions",
     "READS",

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.config_reading import Generation, Loop, PromptTraining, SoftPrompt, Training
-from pipelines.config_retrieval import Corpus
-from pipelines.config_values import Block, Count, LocalPath, Name, Positive, Rate, Share
+from pipelines.config_text import PlainText
+from pipelines.config_values import Block, Count, Name, Positive, Rate, Share
 from pipelines.delimiters import split_template
 from pipelines.errors import ConfigError
 
@@ -132,32 +132,14 @@ class Connector(Block):
     missing: Literal["error", "untrained"] = "error"
 
 
-class Pretraining(Loop):
-    """Language-model pretraining of the connector on plain text: `files` and the passages of a `corpus`. A file's texts
-    are parted by blank lines, by lines, or not at all; a file of JSON lines holds one text a line under `text`. Texts
-    are read in blocks of `length` tokens; `dev_blocks` of them are held out and choose the best step. `name` is the
-    module's folder in the workspace."""
+class Pretraining(PlainText):
+    """Language-model pretraining of the connector on plain text. Texts are read in blocks of `length` tokens;
+    `dev_blocks` of them are held out and choose the best step. `name` is the module's folder in the workspace."""
 
     name: Name = "connector_pretrained"
-    files: list[LocalPath] = []
-    parted_by: Literal["blank_line", "line", "nothing"] = "blank_line"
-    corpus: Corpus | None = None
-    passage: str = "{text}"
     length: Positive = 128
     dev_blocks: Positive = 64
     learning_rate: Rate = 1e-3
-
-    @model_validator(mode="after")
-    def _some_text(self) -> Self:
-        if not self.files and self.corpus is None:
-            raise ValueError("pretraining needs text: name files, a corpus, or both")
-        try:
-            slots = [slot for _, slot in split_template(self.passage, frozenset({"title", "text"}))]
-        except ConfigError as error:
-            raise ValueError(str(error)) from error
-        if "text" not in slots:
-            raise ValueError(f"pretraining.passage needs the slot {{text}}, got {self.passage!r}")
-        return self
 
 
 class FirstPassCache(Block):

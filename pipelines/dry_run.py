@@ -25,7 +25,7 @@ from pipelines import config as c
 from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
-from pipelines.plan import Plan, PlannedLM, at_once, shown, soft_prompt
+from pipelines.plan import Plan, PlannedLM, at_once, pretrained_prompt, shown, soft_prompt
 from pipelines.plan_comparison import comparison_plan, planned_methods_table
 from pipelines.plan_deltas import tuned_encoder, tuned_lm
 from pipelines.plan_recursion import neural, pretraining, textual
@@ -79,8 +79,13 @@ def _trained(config: Any, assumed: Assumed) -> list[Plan]:
 
 
 def _pretrained(config: Any) -> list[Plan]:
+    if isinstance(config, c.Multitask):
+        return pretrained_prompt(config)
     if not isinstance(config, c.NeuralRecursion):
-        raise ConfigError(f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector")
+        raise ConfigError(
+            f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector, multitask a "
+            "prompt"
+        )
     return pretraining(config)
 
 

@@ -13,7 +13,10 @@ from frozenlm.architectures import meta_model
 from frozenlm.footprint import StepBytes, prompt_activations, step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
+from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
+
+LABEL_TOKENS = 2  # of what is said of a pair of sentences: a word and the end
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,18 @@ class PlannedLM:
     def bytes(self) -> int:
         """Of its weights."""
         return weight_bytes(self.model)
+
+
+def pretrained_prompt(config: c.Multitask) -> list[Plan]:
+    """Pre-training of a soft prompt on windows of plain text, each as long as they get."""
+    if config.pretraining is None or config.prompt is None:
+        raise ConfigError("this config has no pretraining block; name the text to pretrain its prompt on")
+    block, own = config.pretraining, config.prompt
+    sizes = c.SoftPrompt(
+        name=block.name, length=own.length, position="prefix" if own.position == "prefix" else "suffix"
+    )
+    answer = block.answer if block.objective == "continuation" else LABEL_TOKENS
+    return [soft_prompt(PlannedLM.of(config.lm), sizes, block, tokens=block.context, answer=answer)]
 
 
 def at_once(loop: c.Loop) -> int:

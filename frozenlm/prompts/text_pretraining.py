@@ -52,6 +52,7 @@ def text_examples(
     answer: int = 32,
     wording: str = WORDING,
     labels: Sequence[str] = LABELS,
+    soft_tokens: int = 0,
     seed: int = 0,
 ) -> TextExamples:
     """Examples of plain texts; the same seed gives the same ones.
@@ -60,11 +61,12 @@ def text_examples(
     answer: the most tokens to predict (continuation)
     wording: with the slots {first} and {second} (next_sentence)
     labels: what the LM is to say of a sentence that follows, one of the same text, one of another
+    soft_tokens: of the prompt that will stand beside, for which the LM's window needs room
 
     Raises: ConfigError for an unknown objective, sizes below 1 or past the window, a wording without its slots, or
         labels that are not three different ones; for texts that give no example.
     """
-    _check(lm, objective, context, answer, wording, labels)
+    _check(lm, objective, context, answer, wording, labels, soft_tokens)
     if objective == "continuation":
         found = _continuations(texts, lm, context, answer)
     else:
@@ -127,12 +129,23 @@ def _example(lm: "FrozenLM", context: Sequence[int], answer: Sequence[int], text
     return Example.of([*lm.bos_ids, *context, *lm.close_ids], answer, PromptInput(text, TASK))
 
 
-def _check(lm: "FrozenLM", objective: str, context: int, answer: int, wording: str, labels: Sequence[str]) -> None:
+def _check(
+    lm: "FrozenLM",
+    objective: str,
+    context: int,
+    answer: int,
+    wording: str,
+    labels: Sequence[str],
+    soft_tokens: int,
+) -> None:
     if objective not in get_args(Objective):
         raise ConfigError(f"objective is {objective!r}; expected one of {get_args(Objective)}")
-    room = None if lm.window is None else lm.window - len(lm.bos_ids) - len(lm.close_ids)
+    room = None if lm.window is None else lm.window - len(lm.bos_ids) - len(lm.close_ids) - soft_tokens
     if min(context, answer) < 1 or (room is not None and context + answer > room):
-        raise ConfigError(f"context {context} and answer {answer} tokens; expected at least 1 each, {room} together")
+        raise ConfigError(
+            f"context {context} and answer {answer} tokens; expected at least 1 each, {room} together at most"
+            + (f", beside {soft_tokens} soft tokens" if soft_tokens else "")
+        )
     if objective == "continuation":
         return
     if any(slot not in wording for slot in ("{first}", "{second}")):

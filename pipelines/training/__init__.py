@@ -65,13 +65,21 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
 
 
 def pretrain(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
-    """Pretrain the connector of a config of kind `neural_recursion` on plain text. See `train`.
+    """Pretrain on plain text: the connector of a config of kind `neural_recursion`, or a soft prompt for the prompt of
+    one of kind `multitask`. See `train`.
 
     Raises:
         ConfigError: a config of another kind, or one without a pretraining block.
     """
+    if isinstance(config, Multitask):
+        from pipelines.training.prompt_pretraining import pretrain_prompt
+
+        return pretrain_prompt(config, restart=restart, log=log)
     if not isinstance(config, NeuralRecursion):
-        raise ConfigError(f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector")
+        raise ConfigError(
+            f"a config of kind {config.kind} has nothing to pretrain; neural_recursion has a connector, multitask a "
+            "prompt"
+        )
     from pipelines.training.pretraining import pretrain_connector
 
     return pretrain_connector(config, restart=restart, log=log)

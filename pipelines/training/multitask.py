@@ -31,6 +31,7 @@ from pipelines.tasks.mixture import mixture
 from pipelines.tasks.task import TaskRow
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
+from pipelines.training.prompt_pretraining import begun
 from pipelines.training.settings import loop_settings
 
 
@@ -39,7 +40,9 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
 
     Raises:
         ConfigError: nothing to train, no task to train on, or a task that is empty or damaged.
+        CheckpointError: the prompt that it begins from has not been pretrained.
     """
+    config = begun(config)
     block, training = config.trained, config.training
     if block is None or training is None:
         raise ConfigError("training on tasks needs a prompt or a delta, and a training block")

@@ -7,10 +7,8 @@ perplexity on them.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,10 +21,8 @@ from frozenlm.training import fit
 from pipelines import build_recursion
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
-from pipelines.corpora import passages
-from pipelines.delimiters import split_template
 from pipelines.errors import ConfigError, ShapeError
-from pipelines.filling import fill
+from pipelines.training.plain_text import held_out, texts
 from pipelines.training.reader import summary
 from pipelines.training.settings import loop_settings
 
@@ -87,56 +83,6 @@ def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) ->
     } | summary(result)
 
 
-def texts(block: c.Pretraining) -> Iterator[str]:
-    """The texts of a pretraining block, one after the other.
-
-    Raises:
-        ConfigError: a file that is missing, is not UTF-8, or is damaged.
-        CorpusError: the corpus is missing or malformed.
-    """
-    for path in block.files:
-        try:
-            yield from _json_texts(path) if path.suffix == ".jsonl" else _plain_texts(path, block.parted_by)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-        except OSError as error:
-            raise ConfigError(f"pretraining text {path} cannot be read: {error}") from error
-    if block.corpus is not None:
-        template = split_template(block.passage, frozenset({"title", "text"}))
-        for passage in passages(block.corpus):
-            yield fill(template, {"title": passage.title, "text": passage.text})
-
-
-def _plain_texts(path: Path, parted_by: str) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as stream:
-        if parted_by == "nothing":
-            yield stream.read().strip()
-            return
-        lines: list[str] = []
-        for line in stream:
-            if line.strip():
-                lines.append(line)
-            if lines and (parted_by == "line" or not line.strip()):
-                yield "".join(lines).strip()
-                lines = []
-        if lines:
-            yield "".join(lines).strip()
-
-
-def _json_texts(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{path}:{number}: no JSON object with the key text ({error!r})") from error
-            if not isinstance(text, str):
-                raise ConfigError(f"{path}:{number}: text is {type(text).__name__}, expected a string")
-            yield text.strip()
-
-
 class _Some(Sequence[Example]):
     """Some blocks of a text, without a copy of their tokens."""
 
@@ -160,6 +106,5 @@ def _split(blocks: TokenBlocks, dev_blocks: int) -> tuple[_Some, _Some]:
             f"the text makes {count} blocks of {blocks.length} tokens, and dev_blocks holds {dev_blocks} of them out; "
             "give more text, shorter blocks or fewer dev_blocks"
         )
-    dev = [place * count // dev_blocks for place in range(dev_blocks)]
-    held_out = set(dev)
-    return _Some(blocks, [place for place in range(count) if place not in held_out]), _Some(blocks, dev)
+    train, dev = held_out(count, dev_blocks)
+    return _Some(blocks, train), _Some(blocks, dev)
