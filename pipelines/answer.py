@@ -29,7 +29,8 @@ class Answer:
             neural recursion behind a plain pass has `plain` (what they share counts there) and `passes`.
         prompt: hash of the learned prompt that was used, None for zero-shot.
         module: name of the prompt that was used, in a pipeline that serves several.
-        cut: who read only a part of an over-long input, in such a pipeline: `lm`, `encoder`.
+        cut: who read only a part of an over-long input, in such a pipeline: `lm`, `encoder`; `demonstrations` where
+            some found no room.
         passes: which passes of a recursion ran, in order: of the textual form `first` (the greedy first answer, where a
             second pass depends on it), `candidates` and `second`; of the neural form `pass_1`, `pass_2` and so on,
             behind `plain` (a greedy answer of one pass) where they depend on it.

@@ -179,17 +179,20 @@ def evaluate(
     from pipelines.errors import ConfigError
 
     with _pipeline(config, set_, workspace, allow_import, quiet) as pipeline:
-        if pipeline.config.kind in ("multitask", "classification"):
+        if pipeline.config.kind in ("multitask", "classification", "prompting"):
             if questions is not None or qrels is not None or oracle:
                 raise ConfigError(
                     "--questions, --qrels and --oracle are for questions; this config names its own tasks"
                 )
             from pipelines.evaluation.classification import evaluate_classification
             from pipelines.evaluation.multitask import evaluate_multitask
+            from pipelines.evaluation.prompting import evaluate_prompting
             from pipelines.evaluation.task_table import task_table
 
-            measured = evaluate_multitask if pipeline.config.kind == "multitask" else evaluate_classification
-            found = measured(pipeline, out, limit=limit, restart=restart, log=logger(quiet), progress=not quiet)
+            measured: dict[str, Any] = {"multitask": evaluate_multitask, "classification": evaluate_classification}
+            measured["prompting"] = evaluate_prompting
+            run_of = measured[pipeline.config.kind]
+            found = run_of(pipeline, out, limit=limit, restart=restart, log=logger(quiet), progress=not quiet)
             show.print_json(results(), found) if as_json else results().print(task_table(found, title=str(out)))
             return
         asked = _evaluation_questions(pipeline.config, questions, question_format, qrels, limit)

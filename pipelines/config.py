@@ -19,6 +19,7 @@ from pydantic import (
 
 from pipelines.config_comparison import ComparedMethod, check_comparison
 from pipelines.config_deltas import Delta, DeltaBlock, DiffPruning
+from pipelines.config_prompting import MaskedLM, Prompting, PromptingInput, check_prompting
 from pipelines.config_reading import (
     LM,
     Evaluation,
@@ -315,11 +316,34 @@ class Classification(Job):
     evaluation: TaskEvaluation = TaskEvaluation()
 
 
+class PromptingJob(Job):
+    """`kind: prompting`: the frozen LM as it is, asked for a label of one task; nothing is trained. It is an `lm` or a
+    `masked_lm`; the `encoder` chooses demonstrations."""
+
+    kind: Literal["prompting"]
+    lm: LM | None = None
+    masked_lm: MaskedLM | None = None
+    encoder: FrozenEncoder | None = None
+    task: TaskBlock
+    prompting: Prompting
+    input: PromptingInput = PromptingInput()
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.lm is None) == (self.masked_lm is None):
+            got = "none" if self.lm is None else "both"
+            raise ValueError(f"prompting asks either an lm or a masked_lm, got {got}; name one of them")
+        check_prompting(self.prompting, self.task, encoder=self.encoder is not None, evaluation=self.evaluation)
+        return self
+
+
 class MethodComparison(Job):
     """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds, around `lm`, or
-    without one around `encoder` (which beside an LM serves prompts that are written from it). `reference` names the
-    method that the others are held against; `transfer` also measures what was trained for one task on the others;
-    `pairs` words the second texts of an encoder's tasks, by task."""
+    without one around `encoder` (which beside an LM serves prompts that are written from it, and chooses
+    demonstrations). A method may also be a `prompting`, which is not trained. `reference` names the method that the
+    others are held against; `transfer` also measures what was trained for one task on the others; `pairs` words the
+    second texts of an encoder's tasks, by task."""
 
     kind: Literal["method_comparison"]
     lm: LM | None = None
@@ -345,25 +369,43 @@ class MethodComparison(Job):
         if self.reference is not None and self.reference not in names:
             raise ValueError(f"reference is {self.reference!r}; the methods here are {names}")
         for method in self.methods:
-            self.one(method, self.tasks[0], self.seeds - 1, method.learning_rates[0])
+            for task in self.tasks:
+                if method.prompting is not None:
+                    about: dict[str, Any] = {"encoder": self.encoder is not None, "evaluation": self.evaluation}
+                    check_prompting(method.prompting, task, **about)
+            self.one(method, self.tasks[0], self.seeds - 1)
         return self
 
     def one(
-        self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float
-    ) -> Multitask | Classification:
-        """The config of a single training: one method, one task."""
-        steps = method.steps or self.training.steps
-        training = self.training.model_copy(update={"learning_rate": learning_rate, "steps": steps})
-        name = f"{method.name}-{task.name}-{learning_rate:g}-{seed}".replace("+", "")
+        self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float | None = None
+    ) -> Multitask | Classification | PromptingJob:
+        """The config of a single run: one method, one task. Without a learning rate it has the method's first."""
         common: dict[str, Any] = {"seed": self.seed + seed, "workspace": self.workspace}
-        common |= {"training": training, "evaluation": self.evaluation, "encoder": self.encoder}
+        common |= {"evaluation": self.evaluation, "encoder": self.encoder}
+        if method.prompting is not None:
+            room = PromptingInput(max_tokens=self.input.max_tokens)
+            return PromptingJob(
+                kind="prompting", lm=self.lm, task=task, prompting=method.prompting, input=room, **common
+            )
+        rate = method.learning_rates[0] if learning_rate is None else learning_rate
+        steps = method.steps or self.training.steps
+        common["training"] = self.training.model_copy(update={"learning_rate": rate, "steps": steps})
+        name = f"{method.name}-{task.name}-{rate:g}-{seed}".replace("+", "")
         block = None if method.block is None else method.block.model_copy(update={"name": name})
         if self.lm is None:
             about: dict[str, Any] = {"name": name, "task": task, "text_b": self.pairs.get(task.name)}
             return Classification(kind="classification", delta=block, **about, **common)
-        common |= {key: getattr(self, key) for key in ("lm", "input", "generation", "surface")}
         trained: dict[str, Any] = {"prompt" if method.prompt is not None else "delta": block}
-        return Multitask(kind="multitask", tasks=[task], **trained, **common)
+        return self._of_lm(task, **trained, **common)
+
+    def plain(self, task: TaskBlock) -> Multitask:
+        """The config of the LM as it is, on one task."""
+        common: dict[str, Any] = {"seed": self.seed, "workspace": self.workspace, "evaluation": self.evaluation}
+        return self._of_lm(task, encoder=self.encoder, **common)
+
+    def _of_lm(self, task: TaskBlock, **own: Any) -> Multitask:
+        shared: dict[str, Any] = {key: getattr(self, key) for key in ("lm", "input", "generation", "surface")}
+        return Multitask(kind="multitask", tasks=[task], **shared, **own)
 
 
 READS = (FrozenReader, ClosedBook, TextualRecursion, NeuralRecursion)
@@ -376,6 +418,7 @@ Config = Annotated[
     | NeuralRecursion
     | Multitask
     | Classification
+    | PromptingJob
     | MethodComparison,
     Discriminator("kind"),
 ]
@@ -442,6 +485,7 @@ __all__ = [
     "LocalPath",
     "Loop",
     "LowRank",
+    "MaskedLM",
     "MethodComparison",
     "Mixture",
     "ModelName",
@@ -462,6 +506,9 @@ __all__ = [
     "PromptPerTask",
     "PromptPretraining",
     "PromptTraining",
+    "Prompting",
+    "PromptingInput",
+    "PromptingJob",
     "Questions",
     "READS",
     "Rate",

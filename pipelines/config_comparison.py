@@ -2,48 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pipelines.config_deltas import Delta
+from pipelines.config_prompting import Prompting
 from pipelines.config_tasks import Prompt
 from pipelines.config_values import Block, Name, Positive, Rate
 
 ZERO_SHOT = "zero_shot"  # what the results of the LM as it is go by
-Rates = Annotated[list[Rate], Field(min_length=1)]
 
 
 class ComparedMethod(Block):
     """One method and what it is trained with: a prompt, a delta, or on an encoder a head alone (`head`: its name). Of
-    several `learning_rates` the one with the best dev score on the first task with the first seed is taken for all."""
+    several `learning_rates` the one with the best dev score on the first task with the first seed is taken for all. A
+    `prompting` asks the LM as it is, so it has neither rates nor steps; seeds draw its demonstrations, and one that
+    draws none is run once a task, with the first seed."""
 
     prompt: Prompt | None = None
     delta: Delta | None = None
     head: Name | None = None
-    learning_rates: Rates
+    prompting: Prompting | None = None
+    learning_rates: list[Rate] = []
     steps: Positive | None = None
 
     @model_validator(mode="after")
     def _is_one_method(self) -> Self:
-        if sum(one is not None for one in (self.prompt, self.delta, self.head)) != 1:
-            raise ValueError("a method is either a prompt, a delta, or a head alone")
+        if sum(one is not None for one in (self.prompt, self.delta, self.head, self.prompting)) != 1:
+            raise ValueError("a method is either a prompt, a delta, a head alone, or a prompting")
+        if self.prompting is not None and (self.learning_rates or self.steps is not None):
+            raise ValueError(f"method {self.name!r} is not trained; leave out learning_rates and steps")
+        if self.prompting is None and not self.learning_rates:
+            raise ValueError(f"method {self.name!r} needs learning_rates, at least one")
         return self
 
     @property
     def block(self) -> Any:
-        """The prompt or the delta; None for a head alone."""
+        """What is trained; None for a head alone, and for a prompting."""
         return self.prompt if self.prompt is not None else self.delta
 
     @property
     def name(self) -> str:
         """What its results go by."""
+        if self.prompting is not None:
+            return self.prompting.name
         return self.head if self.head is not None else str(self.block.name)
 
     @property
     def kind(self) -> str:
         """The method."""
+        if self.prompting is not None:
+            return "prompting"
         return "head" if self.head is not None else str(self.block.kind)
+
+    def runs(self, seeds: int) -> int:
+        """With how many of the seeds a task is run."""
+        return 1 if self.prompting is not None and not self.prompting.draws else seeds
 
 
 def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder: bool, pairs: dict[str, str]) -> None:
@@ -56,8 +71,8 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
     Raises:
         ValueError: nothing to compare, two of one name, a method for another kind of host, or pairs of no task.
     """
-    if wrong := [m.name for m in methods if (m.prompt is not None and encoder) or (m.head is not None and not encoder)]:
-        host = "an encoder takes deltas and heads" if encoder else "an LM takes prompts and deltas"
+    if wrong := [one.name for one in methods if (one.head is None and one.delta is None if encoder else one.head)]:
+        host = "an encoder takes deltas and heads" if encoder else "an LM takes prompts, deltas and promptings"
         raise ValueError(f"method {wrong[0]!r} does not fit: {host}; name an lm block to compare prompts")
     if lost := sorted(set(pairs) - {task.name for task in tasks}) or (sorted(pairs) if not encoder else []):
         raise ValueError(f"pairs has {lost[0]!r}; expected names of tasks, and an encoder to read them")

@@ -30,6 +30,7 @@ from pipelines.build_recursion import Recursion, sizes, tuned_share
 from pipelines.cost_classification import encoder_cost
 from pipelines.cost_comparison import comparison_cost, methods_table
 from pipelines.cost_deltas import delta_sizes, with_delta
+from pipelines.cost_prompting import prompting_cost
 from pipelines.cost_prompts import trained_numbers
 from pipelines.cost_words import said, short
 from pipelines.errors import ConfigError, CorpusError, retrieval_errors
@@ -362,6 +363,14 @@ def _classification(config: c.Classification, assumed: Assumed) -> Cost:
     return found
 
 
+def _prompting(config: c.PromptingJob, assumed: Assumed) -> Cost:
+    one = prompting_cost(config, assumed.input_tokens)
+    found = Cost(lm=one.lm, one_pass=one.one_pass, assumptions=one.assumptions, not_counted=one.not_counted)
+    for name, (model, computed) in one.parts.items():
+        found.components[name] = Component(computed, 0 if model is None else model.parameters)
+    return found
+
+
 def input_tokens(config: Any, lm: ModelShape, assumed: Assumed) -> tuple[int, int]:
     """Tokens of text that the LM reads, soft tokens left out, and how many passages are among them.
 
@@ -405,6 +414,7 @@ COSTS: dict[str, Callable[[Any, Assumed], Cost]] = {
     "neural_recursion": _neural,
     "multitask": _multitask,
     "classification": _classification,
+    "prompting": _prompting,
 }
 
 

@@ -29,7 +29,7 @@ def comparison_cost(config: MethodComparison, cost: Callable[..., dict[str, Any]
     methods: list[dict[str, Any]] = []
     found: dict[str, Any] = {}
     for method in config.methods:
-        found = cost(config.one(method, config.tasks[0], 0, method.learning_rates[0]), assumed)
+        found = cost(config.one(method, config.tasks[0], 0), assumed)
         methods.append({"name": method.name, "kind": method.kind} | {key: found[key] for key in KEYS})
     first = {key: found[key] for key in ("lm_parameters", "flops_one_pass")}
     common = {

@@ -22,6 +22,7 @@ from frozenlm.architectures import meta_model
 from frozenlm.footprint import encoder_activations, prompt_activations, step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
+from pipelines.config_prompting import NOTHING_TO_TRAIN
 from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
@@ -70,6 +71,8 @@ def describe(config: Any, assumed: Assumed | None = None, *, pretrain: bool = Fa
 
 def _trained(config: Any, assumed: Assumed) -> list[Plan]:
     training = getattr(config, "training", None)
+    if isinstance(config, c.PromptingJob):
+        raise ConfigError(NOTHING_TO_TRAIN)
     if training is None:
         raise ConfigError(f"this config of kind {config.kind} has no training block; there is nothing to train")
     function = PLANS.get(config.kind)

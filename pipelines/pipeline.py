@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.components import Components
-from pipelines.config import READS, Classification, Job, MethodComparison, Multitask, retrieves
+from pipelines.config import READS, Classification, Job, MethodComparison, Multitask, PromptingJob, retrieves
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pipelines.classification import ClassificationPipeline
     from pipelines.evaluation.questions import Question
     from pipelines.multitask import MultitaskPipeline
+    from pipelines.prompting import PromptingPipeline
 
 
 class Pipeline:
@@ -51,7 +52,7 @@ class Pipeline:
         allow_import: bool = False,
         log: Callable[[str], None] = lambda _: None,
         **components: Any,
-    ) -> Pipeline | MultitaskPipeline | ClassificationPipeline:
+    ) -> Pipeline | MultitaskPipeline | ClassificationPipeline | PromptingPipeline:
         """A pipeline from a config. Nothing is read but the config itself: models and indexes load on first use.
 
         Args:
@@ -73,6 +74,10 @@ class Pipeline:
             from pipelines.classification import ClassificationPipeline
 
             return ClassificationPipeline(config, components)
+        if isinstance(config, PromptingJob):
+            from pipelines.prompting import PromptingPipeline
+
+            return PromptingPipeline(config, components)
         parts = Components(config, components, allow_import=allow_import, log=log)
         if isinstance(config, Multitask):
             from pipelines.multitask import MultitaskPipeline

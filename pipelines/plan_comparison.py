@@ -12,6 +12,7 @@ from rich.table import Table
 from pipelines.config import MethodComparison
 from pipelines.cost import Assumed
 from pipelines.cost_words import said, short
+from pipelines.errors import ConfigError
 
 KEYS = ("trained_parameters", "parameter_ratio", "memory", "not_counted", "stages")
 
@@ -19,7 +20,7 @@ KEYS = ("trained_parameters", "parameter_ratio", "memory", "not_counted", "stage
 def comparison_plan(
     config: MethodComparison, describe: Callable[..., dict[str, Any]], assumed: Assumed | None = None
 ) -> dict[str, Any]:
-    """Of every method what `pipelines.dry_run.describe` says of a run of it.
+    """Of every method that is trained what `pipelines.dry_run.describe` says of a run of it.
 
     Returns:
         kind, lm_parameters, dtype, assumptions, flops of all runs; methods: of each its name and kind,
@@ -27,12 +28,15 @@ def comparison_plan(
         each further learning rate), flops of all of these.
 
     Raises:
-        ConfigError, CheckpointError: as `pipelines.dry_run.describe`.
+        ConfigError: no method is trained; and CheckpointError, as `pipelines.dry_run.describe`.
     """
+    trained = [method for method in config.methods if method.prompting is None]
+    if not trained:
+        raise ConfigError("no method of this comparison is trained; there is nothing to plan")
     methods: list[dict[str, Any]] = []
     found: dict[str, Any] = {}
-    for method in config.methods:
-        found = describe(config.one(method, config.tasks[0], 0, method.learning_rates[0]), assumed)
+    for method in trained:
+        found = describe(config.one(method, config.tasks[0], 0), assumed)
         runs = config.seeds * len(config.tasks) + len(method.learning_rates) - 1
         about = {"name": method.name, "kind": method.kind, "runs": runs}
         about |= {"flops_per_run": found["flops"], "flops": runs * found["flops"]}

@@ -1,8 +1,10 @@
 """Trains and measures every method on every task with every seed, one line of results a run.
 
 The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). A method's learning rate is chosen on the dev
-split of the first task with the first seed and kept for all other runs (our choice). A run that has its line is not run
-again, and one that was interrupted goes on where it stopped, so the whole can be killed at any time.
+split of the first task with the first seed and kept for all other runs (our choice). A prompting is asked, not trained:
+the seed draws its demonstrations, and where it draws none one run a task, with the first seed, says it all. A run that
+has its line is not run again, and one that was interrupted goes on where it stopped, so the whole can be killed at any
+time.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ _WRITTEN: dict[str, Any] = {  # what a line of results has in any case
     "score": (int, float),
 }
 _SHARED = ("lm", "encoder", "input", "generation", "training", "evaluation")  # by all runs
+_ENCODER = "encoder"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one method on one task."""
+    """One training of one method on one task, or a prompting there."""
 
     method: ComparedMethod
     task: TaskBlock
@@ -51,7 +54,7 @@ def runs(config: MethodComparison) -> Iterator[Run]:
     """All runs, seed by seed, so that every method has been seen once before any is seen twice."""
     for seed in range(config.seeds):
         for task in config.tasks:
-            yield from (Run(method, task, seed) for method in config.methods)
+            yield from (Run(method, task, seed) for method in config.methods if seed < method.runs(config.seeds))
 
 
 def compare_methods(
@@ -91,6 +94,9 @@ def compare_methods(
             done = {result["name"]: result for result in read_results(out)}
             if run.method in own and run.name not in done:
                 log(f"{run.name} ({len(done)} results so far)")
+                if run.method.prompting is not None:
+                    _append(file, _prompted(config, run, out))
+                    continue
                 first = done.get(Run(run.method, config.tasks[0], 0).name)
                 rates = run.method.learning_rates if first is None else [first["learning_rate"]]
                 _append(file, _measured(config, run, rates, out, log))
@@ -162,22 +168,31 @@ def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path,
     }
 
 
+def _prompted(config: MethodComparison, run: Run, out: Path) -> dict[str, Any]:
+    about: dict[str, Any] = {"name": run.name, "method": run.method.name, "kind": run.method.kind}
+    about |= {"task": run.task.name, "seed": run.seed, "trained_parameters": 0, "seconds_per_step": None}
+    folder = out / "evaluation" / run.method.name / f"{run.task.name}-{run.seed}"
+    return about | _evaluated(config.one(run.method, run.task, run.seed), folder)
+
+
 def _zero_shot(config: MethodComparison, task: TaskBlock, out: Path) -> dict[str, Any]:
-    plain = config.one(config.methods[0], task, 0, config.methods[0].learning_rates[0])
-    plain = plain.model_copy(update={"prompt": None, "delta": None})
     about = {"name": f"{ZERO_SHOT}/{task.name}", "method": ZERO_SHOT, "kind": ZERO_SHOT, "task": task.name, "seed": 0}
-    return about | {"trained_parameters": 0} | _evaluated(plain, out / "evaluation" / ZERO_SHOT / task.name)
+    found = _evaluated(config.plain(task), out / "evaluation" / ZERO_SHOT / task.name)
+    return about | {"trained_parameters": 0} | found
 
 
 def _evaluated(config: Any, folder: Path) -> dict[str, Any]:
     from pipelines.evaluation.classification import evaluate_classification
     from pipelines.evaluation.multitask import evaluate_multitask
+    from pipelines.evaluation.prompting import evaluate_prompting
     from pipelines.pipeline import Pipeline
 
     with Pipeline.from_config(config) as pipeline:
         made: Any = pipeline
         if config.kind == "multitask":
             metrics, host, changed = evaluate_multitask(made, folder, progress=False), made.lm, "lm_weights_changed"
+        elif config.kind == "prompting":
+            metrics, host, changed = evaluate_prompting(made, folder, progress=False), made.host, "lm_weights_changed"
         else:
             metrics, host = evaluate_classification(made, folder, progress=False), made.encoder
             changed = "encoder_weights_changed"
@@ -217,6 +232,8 @@ def _check_identity(config: MethodComparison, out: Path) -> None:
     from frozenlm.checkpoint import atomic_write_json
 
     path, settings = out / COMPARISON, config.model_dump(mode="json", include=set(_SHARED))
+    if config.lm is not None:
+        settings[_ENCODER] = None  # beside an LM it is a part: methods that need one may come later
     now, parts = sha256_json(settings), _parts(config)
     if not path.exists():
         atomic_write_json(path, {"settings_sha256": now, "settings": settings, "parts": parts})
@@ -238,12 +255,15 @@ def _check_identity(config: MethodComparison, out: Path) -> None:
 def _used(results: Sequence[Result]) -> set[str]:
     """The parts that there are results of, by the names of `_parts`."""
     of_each = [(f"method {one['method']!r}", f"task {one['task']!r}") for one in results]
-    return {name for names in of_each for name in names} | ({"seed", "surface", "transfer"} if results else set())
+    common = {"seed", "surface", "transfer", _ENCODER}
+    return {name for names in of_each for name in names} | (common if results else set())
 
 
 def _parts(config: MethodComparison) -> dict[str, str]:
     """What may be added to a comparison, and what else its runs depend on: "what it is" -> digest of its settings."""
-    found = {f"method {one.name!r}": sha256_json(one.model_dump(mode="json")) for one in config.methods}
+    found = {f"method {one.name!r}": _method_digest(one) for one in config.methods}
+    if config.lm is not None and config.encoder is not None:
+        found[_ENCODER] = sha256_json(config.encoder.model_dump(mode="json"))
     for task in config.tasks:
         files = {split: _file_digest(getattr(task, split)) for split in SPLITS}
         about = task.model_dump(mode="json", exclude=set(SPLITS)) | {"files": files}
@@ -253,6 +273,11 @@ def _parts(config: MethodComparison) -> dict[str, str]:
         "surface": sha256_json(config.surface.model_dump(mode="json")),
         "transfer": sha256_json(config.transfer),
     }
+
+
+def _method_digest(method: ComparedMethod) -> str:
+    """Of a trained method the one that it had before there were promptings."""
+    return sha256_json(method.model_dump(mode="json", exclude={"prompting"} if method.prompting is None else None))
 
 
 def _file_digest(records: Records | None) -> Any:

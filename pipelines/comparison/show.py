@@ -98,7 +98,8 @@ def _scores(found: Sequence[MethodFigures]) -> bytes:
         if one.mean is None:
             continue
         if not one.share:
-            axes.axhline(100 * one.mean, linestyle=":", color="grey", label=one.method)
+            axes.axhline(100 * one.mean, linestyle=":", color="grey")
+            axes.annotate(one.method, (1, 100 * one.mean), xycoords=("axes fraction", "data"), ha="right", size=8)
             continue
         axes.errorbar(100 * one.share, 100 * one.mean, yerr=100 * (one.spread or 0), fmt="o", capsize=3)
         axes.annotate(one.method, (100 * one.share, 100 * one.mean), xytext=(5, 4), textcoords="offset points", size=8)

@@ -84,6 +84,8 @@ def _caption(metrics: Mapping[str, Any]) -> str:
         parts.append(f"{metrics['inputs_cut']:,} inputs cut to fit")
     if metrics.get("encoder_inputs_cut"):
         parts.append(f"{metrics['encoder_inputs_cut']:,} cut for the encoder")
+    if metrics.get("demonstrations_dropped"):
+        parts.append(f"{metrics['demonstrations_dropped']:,} demonstrations dropped")
     if metrics.get("rows_per_second"):
         parts.append(f"{metrics['rows_per_second']:.1f} rows/s")
     return "; ".join(parts)

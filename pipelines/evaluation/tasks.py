@@ -223,13 +223,11 @@ def _identity(
     asker: Asker, names: Sequence[str], rows: Sequence[TaskRow], encoded: Sequence[Encoded]
 ) -> dict[str, Any]:
     """What a record depends on. Two runs with equal identities may share a folder."""
-    examples, inputs = hashlib.sha256(), hashlib.sha256()
-    for name, row, (context, candidates, source) in zip(names, rows, encoded, strict=True):
-        example = [name, row.id, row.target, list(row.choices), list(row.references)]
-        examples.update(json.dumps(example).encode() + b"\n")
+    inputs = hashlib.sha256()
+    for context, candidates, source in encoded:
         inputs.update(json.dumps([list(context), candidates, source.text, source.task]).encode() + b"\n")
     return {
-        "examples_sha256": examples.hexdigest(),
+        "examples_sha256": examples_sha256(names, rows),
         "inputs_sha256": inputs.hexdigest(),
         "lm_fingerprint": asker.lm.fingerprint,
         "lm_dtype": str(asker.lm.dtype).removeprefix("torch."),
@@ -238,6 +236,18 @@ def _identity(
         "max_new_tokens": asker.max_new_tokens,
         "stop": list(asker.stop),
     }
+
+
+def examples_sha256(names: Sequence[str], rows: Sequence[TaskRow]) -> str:
+    """Of what was to be answered, however it is worded; runs over the same examples can be compared.
+
+    names: of each row's task
+    """
+    examples = hashlib.sha256()
+    for name, row in zip(names, rows, strict=True):
+        example = [name, row.id, row.target, list(row.choices), list(row.references)]
+        examples.update(json.dumps(example).encode() + b"\n")
+    return examples.hexdigest()
 
 
 def _module_identity(module: PromptModule | Delta | None) -> dict[str, Any] | None:

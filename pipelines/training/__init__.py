@@ -11,9 +11,11 @@ from pipelines.config import (
     FrozenReader,
     Multitask,
     NeuralRecursion,
+    PromptingJob,
     RerankerJob,
     TextualRecursion,
 )
+from pipelines.config_prompting import NOTHING_TO_TRAIN
 from pipelines.errors import ConfigError
 
 __all__ = ["pretrain", "train"]
@@ -35,6 +37,8 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
     Raises:
         ConfigError: nothing to train in this config.
     """
+    if isinstance(config, PromptingJob):
+        raise ConfigError(NOTHING_TO_TRAIN)
     if getattr(config, "training", None) is None:
         raise ConfigError(f"this config of kind {config.kind} has no training block; there is nothing to train")
     if isinstance(config, RerankerJob):

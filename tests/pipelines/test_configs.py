@@ -17,7 +17,7 @@ from pipelines.pipeline import Pipeline
 COMPARISONS = [name for name in packaged_configs() if name.startswith("method_comparison")]
 CONFIGS = [name for name in packaged_configs() if name not in COMPARISONS]
 FROM_A_HUB = [name for name in CONFIGS if "not run here" in (config_folder() / name).read_text().lower()]
-READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask")
+READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask", "prompting")
 KINDS = ("retrieval", "reranker", *READERS)
 
 
@@ -71,7 +71,7 @@ def test_builds_where_its_data_and_models_are_at_hand(
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_comparison_loads_and_is_no_pipeline(name: str) -> None:
     config = load_config(name)
-    assert len(list(runs(config))) == len(config.methods) * len(config.tasks) * config.seeds
+    assert len(list(runs(config))) == len(config.tasks) * sum(method.runs(config.seeds) for method in config.methods)
     with pytest.raises(ConfigError, match="compare-methods"):
         Pipeline.from_config(name)
 

@@ -1,0 +1,186 @@
+"""The config blocks of prompting: how the frozen LM is asked as it is, with nothing trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, model_validator
+
+from frozenlm.prompting.grammar import pieces
+from frozenlm.prompting.labels import word_table
+from frozenlm.prompting.parts import Answer, SoftSlot, from_slot
+from frozenlm.prompting.parts import Field as Slot
+from pipelines.config_tasks import TaskBlock, TaskEvaluation, task_spec
+from pipelines.config_values import Block, Device, DType, ModelName, Name, Positive, Rate
+from pipelines.errors import ConfigError
+
+NOTHING_TO_TRAIN = (
+    "a config of kind prompting asks the frozen LM as it is: there is nothing to train; evaluate it, or ask"
+)
+Text = Annotated[str, Field(min_length=1)]
+
+
+class MaskedLM(Block):
+    """The frozen masked LM: BERT, RoBERTa and their kin. `architecture` is as for an `lm`."""
+
+    model: ModelName
+    revision: str | None = None
+    dtype: DType = "auto"
+    device: Device = "auto"
+    architecture: dict[str, Any] | None = None
+
+
+class Demonstrations(Block):
+    """Solved examples of the task's train split before the question (`frozenlm/prompting/demonstrations.py`): `k` of
+    its records, or of `limit` of them that the config's seed draws. `budget` is in tokens, of all `k`; `over_budget:
+    error` refuses a question that has no room for them. Which are nearest or diverse, the `encoder` says."""
+
+    k: Positive = 4
+    choose: Literal["random", "nearest", "diverse"] = "random"
+    order: Literal["best_last", "best_first"] = "best_last"
+    separator: str = "\n\n"
+    budget: Positive | None = None
+    over_budget: Literal["drop", "error"] = "drop"
+    limit: Positive | None = None
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.limit is not None and self.limit < self.k:
+            raise ValueError(f"limit is {self.limit}, so there are fewer than the k = {self.k} asked for; raise it")
+        return self
+
+
+class Contextual(Block):
+    """Contextual calibration (arXiv 2102.09690): `texts` that say nothing stand in every field."""
+
+    kind: Literal["contextual"]
+    texts: Annotated[list[str], Field(min_length=1)] = ["N/A", "", "[MASK]"]
+    demonstrations: bool = True
+
+
+class PMI(Block):
+    """Domain-conditional PMI (arXiv 2104.08315). `premise` stands before the answer; null takes what follows the
+    template's last field."""
+
+    kind: Literal["pmi"]
+    premise: str | None = None
+    demonstrations: bool = True
+
+
+class PromptingInput(Block):
+    """`max_tokens` is the most that a question may take with its template, demonstrations not counted: these have what
+    is left of the window. A longer one is cut (`prompting.cut`), and counted."""
+
+    max_tokens: Positive = 256
+
+
+class Prompting(Block):
+    """How to ask. `templates` have the task's fields and one `{answer}`; without any it is the task's own template with
+    ` {answer}` behind it. `words` gives each label of the task a word or several; without it they are the verbalizer's.
+    `pieces` says how a word of several tokens is scored (`frozenlm/prompting/verbalizer.py`). Several templates are an
+    `ensemble`, each with one of the `weights` where these are given. `cut` names the fields that give way where a
+    record is too long, in order; `sentinel` has T5 answer at its sentinel."""
+
+    name: Name
+    templates: list[Text] = []
+    cut: list[Text] = []
+    sentinel: bool = False
+    words: dict[str, str | list[str]] = {}
+    pieces: Literal["logprob", "first", "mean", "max"] = "logprob"
+    demonstrations: Demonstrations | None = None
+    calibration: Annotated[Contextual | PMI, Discriminator("kind")] | None = None
+    ensemble: Literal["mean", "vote"] = "mean"
+    weights: list[Rate] = []
+
+    @model_validator(mode="after")
+    def _can_be_meant(self) -> Self:
+        try:
+            for number, source in enumerate(self.templates):
+                fields_of(source, f"templates.{number}")
+            if self.words:
+                word_table(self.words, where="words", synonyms=True)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.weights and len(self.weights) != len(self.templates):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.templates)} templates; give one each, or none")
+        return self
+
+    @property
+    def needs_encoder(self) -> bool:
+        """Whether demonstrations are chosen by their vectors."""
+        return self.demonstrations is not None and self.demonstrations.choose != "random"
+
+    @property
+    def draws(self) -> bool:
+        """Whether the seed makes a difference."""
+        shown = self.demonstrations
+        return shown is not None and (shown.choose != "nearest" or shown.limit is not None)
+
+
+def sources(block: Prompting, task: TaskBlock) -> list[str]:
+    """The templates that a task is asked with."""
+    return block.templates or [f"{task.template} {{answer}}"]
+
+
+def fields_of(source: str, name: str) -> tuple[str, ...]:
+    """The fields of a template, in order of first use.
+
+    Raises:
+        ConfigError: a lone brace, an unknown slot, no field, another number of answers than one, or a soft slot.
+    """
+    parts = [piece if isinstance(piece, str) else from_slot(piece, name) for piece in pieces(source, name)]
+    if soft := [part.id for part in parts if isinstance(part, SoftSlot)]:
+        raise ConfigError(f"{name} has the soft slot {soft[0]!r}, which would have to be trained; write words instead")
+    if (answers := sum(isinstance(part, Answer) for part in parts)) != 1:
+        raise ConfigError(f"{name} {source[:60]!r} has {answers} slots {{answer}}; expected exactly one")
+    found = tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Slot)))
+    if not found:
+        raise ConfigError(f"{name} {source[:60]!r} has no {{field}}, so every record would read the same; add one")
+    return found
+
+
+def all_fields(block: Prompting, task: TaskBlock) -> tuple[str, ...]:
+    """The fields that any template reads, in order of first use.
+
+    Raises:
+        ConfigError: as `fields_of`.
+    """
+    read = [fields_of(source, "template") for source in sources(block, task)]
+    return tuple(dict.fromkeys(field for fields in read for field in fields))
+
+
+def check_prompting(block: Prompting, task: TaskBlock, *, encoder: bool, evaluation: TaskEvaluation) -> None:
+    """What no block can check alone.
+
+    Args:
+        encoder: whether there is one.
+
+    Raises:
+        ValueError: a task without choices or without a template, a field that is not to be read or that no template
+            has, words for other labels, demonstrations without train records or encoder, or a setting of no use.
+    """
+    asks = f"prompting {block.name!r} on task {task.name!r}"
+    spec = task_spec(task)
+    if spec.words is None or task.template is None:
+        raise ValueError(f"{asks} needs a fixed set of choices; give the task a template with a verbalizer")
+    try:
+        fields = all_fields(block, task)
+    except ConfigError as error:
+        raise ValueError(f"{asks}: {error}") from error
+    if task.label in fields:
+        raise ValueError(f"{asks}: a template reads {{{task.label}}}, which is the label itself; leave it out")
+    if lost := [field for field in block.cut if field not in fields]:
+        raise ValueError(f"{asks}: cut names {lost[0]!r}; the templates have the fields {', '.join(fields)}")
+    if block.words and set(block.words) != set(spec.words.words):
+        known, given = (", ".join(map(repr, labels)) for labels in (spec.words.words, block.words))
+        raise ValueError(f"{asks}: words are for the labels {given}; the task's verbalizer has {known}")
+    if block.demonstrations is not None and task.train is None:
+        raise ValueError(f"{asks}: demonstrations come from the task's train split; name its train records")
+    if block.needs_encoder and not encoder:
+        choose = block.demonstrations.choose if block.demonstrations is not None else ""
+        raise ValueError(f"{asks}: demonstrations.choose {choose} needs an encoder block")
+    if evaluation.normalize != "none":
+        raise ValueError(
+            f"{asks}: evaluation.normalize is {evaluation.normalize}, and prompting scores words as its own pieces "
+            "says; leave it out"
+        )

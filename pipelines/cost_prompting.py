@@ -1,0 +1,81 @@
+"""What a config of kind `prompting` computes for one question: every template read once, behind its demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from frozenlm import cost as flops
+from frozenlm.shapes import ModelShape
+from pipelines import config as c
+from pipelines.config_prompting import Contextual, sources
+from pipelines.errors import ConfigError
+from pipelines.model_sizes import encoder_shape, lm_shape
+
+
+@dataclass(frozen=True)
+class PromptingCost:
+    """Of one question.
+
+    lm, one_pass: the frozen LM, and its FLOPs over the question alone, without demonstrations
+    parts: name -> the frozen model of which it is a part, where it is the first one, and FLOPs
+    """
+
+    lm: ModelShape
+    one_pass: int
+    parts: dict[str, tuple[ModelShape | None, int]]
+    assumptions: dict[str, Any]
+    not_counted: list[str]
+
+
+def prompting_cost(config: c.PromptingJob, input_tokens: int | None) -> PromptingCost:
+    """What one question of so many tokens costs; None is the most that the config allows.
+
+    Demonstrations are taken to be as long as their budget, or else each as the question, as far as the window allows. A
+    decoder-only LM reads those that are the same for all questions once, and so they cost a question its attention to
+    them alone. What is asked about nothing is asked once, too, unless it stands behind demonstrations that differ.
+
+    Raises:
+        ConfigError: a model that is not at hand, or more tokens than the LM reads.
+    """
+    block = config.prompting
+    lm, window = _shape(config)
+    tokens = config.input.max_tokens if input_tokens is None else input_tokens
+    if window is not None and input_tokens is None:
+        tokens = min(tokens, window)
+    if window is not None and tokens > window:
+        raise ConfigError(f"{tokens} tokens of input do not fit: the LM reads {window}; assume fewer")
+    shown = block.demonstrations
+    before = 0 if shown is None else shown.budget or shown.k * tokens
+    before = before if window is None else min(before, window - tokens)
+    nearest = shown is not None and shown.choose == "nearest"
+    once = before > 0 and not nearest and lm.kind == "decoder"
+    templates = len(sources(block, config.task))
+    each = lm.body.at(tokens, before=before) + lm.head if once else _read(lm, tokens + before)
+    parts: dict[str, tuple[ModelShape | None, int]] = {"questions": (lm, templates * each)}
+    calibration = block.calibration
+    if calibration is not None and calibration.demonstrations and nearest:
+        blanks = len(calibration.texts) if isinstance(calibration, Contextual) else 1
+        parts["calibration"] = (None, templates * blanks * each)
+    if nearest and config.encoder is not None:
+        reader = encoder_shape(config.encoder, "encoder")
+        read = min(tokens, config.encoder.max_length or tokens)
+        parts["encoder"] = (reader, flops.encode(reader, read, texts=templates))
+    assumptions = {"input_tokens": tokens, "demonstration_tokens": before, "templates": templates}
+    assumptions["demonstrations_read_once"] = once
+    missing = ["the further tokens of words that have several"] if block.pieces == "logprob" else []
+    missing += ["the masked LM's head"] if config.lm is None else []
+    return PromptingCost(lm, _read(lm, tokens), parts, assumptions, missing)
+
+
+def _shape(config: c.PromptingJob) -> tuple[ModelShape, int | None]:
+    """The LM, and the most tokens that it reads."""
+    if config.lm is not None:
+        shape = lm_shape(config.lm)
+        return shape, config.lm.window or shape.window
+    shape = encoder_shape(config.masked_lm, "masked_lm")
+    return shape, shape.window
+
+
+def _read(lm: ModelShape, tokens: int) -> int:
+    return flops.encode(lm, tokens) if lm.kind == "encoder" else flops.score(lm, tokens, 1).total
