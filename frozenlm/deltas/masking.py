@@ -30,11 +30,14 @@ class Masking(nn.Module):
 
     Attributes:
         threshold: tau.
+        masked: the share that was left out at the start; None where a file of an earlier version does not say.
     """
 
-    def __init__(self, flat: Flat, scores: Tensor, *, threshold: float, targets: Targets) -> None:
+    def __init__(
+        self, flat: Flat, scores: Tensor, *, threshold: float, targets: Targets, masked: float | None = None
+    ) -> None:
         super().__init__()
-        self.flat, self.threshold, self._targets = flat, threshold, targets
+        self.flat, self.threshold, self.masked, self._targets = flat, threshold, masked, targets
         self.scores = nn.Parameter(scores.float())
 
     @classmethod
@@ -67,7 +70,8 @@ class Masking(nn.Module):
             )
         flat = Flat.of(host.model, targets)
         uniform = torch.rand(flat.total, generator=torch.Generator().manual_seed(seed))
-        return cls(flat, threshold + SPREAD * (uniform - masked), threshold=threshold, targets=targets)
+        scores = threshold + SPREAD * (uniform - masked)
+        return cls(flat, scores, threshold=threshold, targets=targets, masked=masked)
 
     @staticmethod
     def parameter_count(weights: int) -> int:
@@ -98,6 +102,7 @@ class Masking(nn.Module):
         if not bool(torch.isfinite(self.scores).all()):
             raise CheckpointError(f"{folder}: the scores hold NaN or Inf; the training diverged, lower its rate")
         config = {"threshold": self.threshold, "targets": plain_targets(self._targets), "weights": self.flat.total}
+        config |= {} if self.masked is None else {"masked": self.masked}
         save_module(folder, {"bits": pack(self.mask())}, config, lm_fingerprint=lm.fingerprint, kind=KIND)
 
     @classmethod
@@ -119,7 +124,8 @@ class Masking(nn.Module):
         if tensors["bits"].dtype != torch.uint8:
             raise CheckpointError(f"{folder} holds bits as {tensors['bits'].dtype}, expected uint8; it is damaged")
         side = unpack(tensors["bits"], flat.total).float() * 2 - 1
-        return cls(flat, threshold + side * SPREAD / 2, threshold=threshold, targets=targets)
+        scores = threshold + side * SPREAD / 2
+        return cls(flat, scores, threshold=threshold, targets=targets, masked=config.get("masked"))
 
 
 def pack(mask: Tensor) -> Tensor:

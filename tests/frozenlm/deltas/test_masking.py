@@ -87,7 +87,11 @@ def test_a_bit_a_weight_on_disk(tmp_path: Path) -> None:
     loaded = Masking.load(tmp_path, lm)
     assert torch.equal(loaded.mask(), masking.mask()) and loaded.threshold == -0.1
     loaded.save(tmp_path / "again", lm)
-    assert torch.equal(Masking.load(tmp_path / "again", lm).mask(), masking.mask())
+    again = Masking.load(tmp_path / "again", lm)
+    assert torch.equal(again.mask(), masking.mask()) and again.masked == loaded.masked == 0.05
+    masking.masked = None  # as in a file of an earlier version
+    masking.save(tmp_path / "earlier", lm)
+    assert Masking.load(tmp_path / "earlier", lm).masked is None
 
 
 def test_bad_input(tmp_path: Path) -> None:

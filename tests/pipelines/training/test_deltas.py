@@ -111,6 +111,7 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"kind": "p_tuning_v2", "length": 3}, {"position_offset": False}, "with position_offset True"),
     ({"kind": "diff_pruning", "share": 0.01}, {"share": 0.02}, "with share 0.01"),
     ({"kind": "masking"}, {"targets": "attention"}, "with targets 'all'"),
+    ({"kind": "masking"}, {"masked": 0.1}, "with masked 0.05, the config asks for 0.1"),
     ({"kind": "partial_layers"}, {"blocks": 2}, "with blocks 1"),
     ({"kind": "random_subset", "share": 0.01}, {"share": 0.02}, "with share 0.01"),
     ({"kind": "intrinsic_dimension", "dimension": 16}, {"dimension": 20}, "with dimension 16, the config asks for 20"),
