@@ -6,7 +6,7 @@ DiffPruning (arXiv 2012.07463, section 3.2) is trained twice: with gates, and pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,9 +21,11 @@ from frozenlm.footprint import step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape, parameter_count
 from frozenlm.task_heads import ClassificationHead
 from pipelines import config as c
+from pipelines.config_deltas import PartialLayers
 from pipelines.cost import Assumed
 from pipelines.cost_classification import label_names, text_tokens
 from pipelines.cost_deltas import delta_sizes, outlined_delta
+from pipelines.cost_words import short
 from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, shown
 
@@ -82,13 +84,22 @@ def _phases(host: _Host, block: c.DeltaBlock | None, loop: c.Loop) -> list[Plan]
     sizes = delta_sizes(block, host.model)
     delta = outlined_delta(block, host.model)
     if not isinstance(block, c.DiffPruning):
-        return [_plan(host, delta, loop)]
+        return [_plan(host, delta, loop, left_out=_of_lower_states(block))]
     first, pruned = _plan(host, delta, loop, phase="gated"), Subset(delta.flat, sizes.served)
     again = loop.model_copy(update={"steps": max(1, round(block.retrain * loop.steps))})
     return [first, _plan(host, pruned, again, phase="pruned")]
 
 
-def _plan(host: _Host, delta: Any, loop: c.Loop, *, phase: str = "") -> Plan:
+def _of_lower_states(block: c.DeltaBlock) -> list[str]:
+    if not isinstance(block, PartialLayers) or not block.lower_states.kept:
+        return []
+    budget = f"{short(block.lower_states.byte_budget)}B"
+    return [
+        f"states below, kept: at most {budget} of memory; the FLOPs below that they save from a row's second time on"
+    ]
+
+
+def _plan(host: _Host, delta: Any, loop: c.Loop, *, phase: str = "", left_out: Sequence[str] = ()) -> Plan:
     head = host.make_head()
     shapes = [tuple(p.shape) for part in (delta, head) if part is not None for p in part.parameters()]
     rows = at_once(loop)
@@ -105,5 +116,6 @@ def _plan(host: _Host, delta: Any, loop: c.Loop, *, phase: str = "") -> Plan:
         row_flops=step // rows,
         memory=memory,
         assumptions=host.assumptions,
+        not_counted=list(left_out),
         phase=phase,
     )

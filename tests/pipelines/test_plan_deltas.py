@@ -46,6 +46,14 @@ def test_what_a_training_keeps_is_no_more_than_planned(world: Path) -> None:
     assert kept < plan["memory"]["activations"]  # the toy's texts are shorter than the config allows
 
 
+def test_states_below_are_said_to_be_left_out(world: Path) -> None:
+    block = {"kind": "partial_layers", "name": "d"}
+    kept = block | {"lower_states": {"kind": "memory", "byte_budget": 3_000_000}}
+    plain, plan = (describe(configured(world, prompt=None, delta=one), SMALL) for one in (block, kept))
+    assert plain["not_counted"] == [] and "at most 3MB of memory" in plan["not_counted"][0]
+    assert plain["memory"] == plan["memory"] and plain["flops"] == plan["flops"]
+
+
 def test_diff_pruning_is_two_stages(world: Path) -> None:
     block = {"kind": "diff_pruning", "name": "d", "share": 0.01, "retrain": 0.5}
     plan = describe(configured(world, prompt=None, delta=block), SMALL)
