@@ -20,6 +20,7 @@ read once (`scoring.py`).
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import torch
@@ -102,7 +103,7 @@ class Demonstrations:
         else:
             rankings = [self._fixed(texts, template)] * len(queries)
         return [
-            [i for i in ranked if not self._same(i, texts, query, text)][: self.k]
+            list(islice((i for i in ranked if not self._same(i, texts, query, text)), self.k))
             for ranked, query, text in zip(rankings, queries, asked, strict=True)
         ]
 
@@ -177,8 +178,8 @@ class Shown:
             needed = sum(len(self._tokens(i)) for i in ranked)
             raise ConfigError(
                 f"{where}: its {len(ranked)} demonstrations take {needed} tokens, the budget leaves {left} "
-                f"(set: {_none_or(self.pool.budget)}, left by the question: {_none_or(room)}); lower k, raise the budget "
-                'or the window, or set over_budget to "drop"'
+                f"(set: {_none_or(self.pool.budget)}, left by the question: {_none_or(room)}); lower k, raise the "
+                'budget or the window, or set over_budget to "drop"'
             )
         placed = kept if self.pool.order == "best_first" else kept[::-1]
         return tuple(Tokens.of(self._tokens(i)) for i in placed), len(ranked) - len(kept)
