@@ -49,7 +49,9 @@ def build_optimizer(
             if some:
                 groups.append({"params": some, "weight_decay": decay, "multiple": multiple})
     if settings.optimizer == "adamw":
-        made: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
+        # In one pass over memory, which on a CPU is several times faster where many numbers are trained.
+        fused = all(parameter.device.type == "cpu" for parameter in parameters.values())
+        made: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=fused or None)
     else:
         from transformers.optimization import Adafactor
 

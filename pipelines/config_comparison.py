@@ -16,7 +16,7 @@ ZERO_SHOT = "zero_shot"  # what the results of the LM as it is go by
 
 class ComparedMethod(Block):
     """One method and what it is trained with: a prompt, a delta, or on an encoder a head alone (`head`: its name). Of
-    several `learning_rates` the one with the best dev score on the first task with the first seed is taken for all. A
+    several `learning_rates` a task takes the one with the best dev score with the first seed, for all seeds. A
     `prompting` asks the LM as it is, so it has neither rates nor steps; seeds draw its demonstrations, and one that
     draws none is run once a task, with the first seed."""
 

@@ -24,8 +24,8 @@ def comparison_plan(
 
     Returns:
         kind, lm_parameters, dtype, assumptions, flops of all runs; methods: of each its name and kind,
-        trained_parameters, parameter_ratio, memory, stages, flops_per_run, runs (a task and a seed each, one more for
-        each further learning rate), flops of all of these.
+        trained_parameters, parameter_ratio, memory, stages, flops_per_run, runs (a task and a seed each, and one
+        a task for each further learning rate), flops of all of these.
 
     Raises:
         ConfigError: no method is trained; and CheckpointError, as `pipelines.dry_run.describe`.
@@ -37,7 +37,7 @@ def comparison_plan(
     found: dict[str, Any] = {}
     for method in trained:
         found = describe(config.one(method, config.tasks[0], 0), assumed)
-        runs = config.seeds * len(config.tasks) + len(method.learning_rates) - 1
+        runs = (config.seeds + len(method.learning_rates) - 1) * len(config.tasks)
         about = {"name": method.name, "kind": method.kind, "runs": runs}
         about |= {"flops_per_run": found["flops"], "flops": runs * found["flops"]}
         methods.append(about | {key: found[key] for key in KEYS})

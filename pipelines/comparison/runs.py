@@ -1,7 +1,7 @@
 """Trains and measures every method on every task with every seed, one line of results a run.
 
-The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). A method's learning rate is chosen on the dev
-split of the first task with the first seed and kept for all other runs (our choice). A prompting is asked, not trained:
+The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). A method's learning rate is chosen for each
+task on its dev split with the first seed, and kept for the other seeds (our choice). A prompting is asked, not trained:
 the seed draws its demonstrations, and where it draws none one run a task, with the first seed, says it all. A run that
 has its line is not run again, and one that was interrupted goes on where it stopped, so the whole can be killed at any
 time.
@@ -97,7 +97,7 @@ def compare_methods(
                 if run.method.prompting is not None:
                     _append(file, _prompted(config, run, out))
                     continue
-                first = done.get(Run(run.method, config.tasks[0], 0).name)
+                first = done.get(Run(run.method, run.task, 0).name)
                 rates = run.method.learning_rates if first is None else [first["learning_rate"]]
                 _append(file, _measured(config, run, rates, out, log))
     return read_results(out)
