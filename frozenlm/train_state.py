@@ -65,7 +65,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keeps other processes from training into the folder; the system ends it with this process.
 
-        Raises: ConfigError when another one trains there; CheckpointError when the folder cannot be made.
+        Raises: ConfigError when another one trains there; CheckpointError when the folder cannot be made or locked.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,10 @@ class RunFolder:
                 raise ConfigError(
                     f"another process trains into {self.folder}; wait for it, or train into another folder"
                 ) from None
+            except OSError as error:
+                raise CheckpointError(
+                    f"cannot lock {self.folder}: {error}; train into a file system with locks"
+                ) from error
             yield
         finally:
             os.close(handle)
