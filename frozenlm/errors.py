@@ -14,6 +14,10 @@ class ShapeError(FrozenLMError):
     """A tensor or a sequence has another size than the operation needs."""
 
 
+class DivergedError(FrozenLMError):
+    """A loss or a gradient that is not finite."""
+
+
 class FrozenViolationError(FrozenLMError):
     """The frozen LM is not, or would not stay, what it was when it was loaded."""
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from frozenlm.errors import FrozenLMError, FrozenViolationError
+from frozenlm.errors import DivergedError, FrozenLMError, FrozenViolationError
 from frozenlm.optim import build_optimizer, set_rate, trained_parameters
 from frozenlm.train_data import BatchOrder, derived_seed, split_evenly
 from frozenlm.train_progress import StopRequest, TrainProgress, delayed_interrupt, make_accelerator
@@ -107,7 +107,8 @@ def fit(
         ConfigError: no data, nothing to train, a rate for parameters that are not there, or `out` holds a run with
             other settings, or another process trains into it.
         CheckpointError: the state in `out` is damaged, or cannot be written.
-        FrozenLMError: the loss or the gradient is not finite; the state of the last save is intact.
+        DivergedError: the loss or the gradient is not finite; the state of the last save is intact.
+        FrozenLMError: a batch with nothing to learn from.
         FrozenViolationError: a weight of the LM has changed.
         MissingExtraError: a tracker is not installed.
         KeyboardInterrupt: Ctrl-C; the state is saved first.
@@ -260,7 +261,7 @@ class _Run:
         norm = float(torch.nn.utils.clip_grad_norm_(moved, settings.clip_norm or math.inf))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            raise FrozenLMError(self._not_finite(step, mean, norm, units))
+            raise (DivergedError if units else FrozenLMError)(self._not_finite(step, mean, norm, units))
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         return mean

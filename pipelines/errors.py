@@ -14,6 +14,7 @@ import retrievers.errors as _retrieval
 from frozenlm.errors import (
     CheckpointError,
     ConfigError,
+    DivergedError,
     FrozenLMError,
     FrozenViolationError,
     MissingExtraError,
@@ -61,6 +62,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "CorpusError",
+    "DivergedError",
     "FrozenLMError",
     "FrozenViolationError",
     "IndexMismatchError",

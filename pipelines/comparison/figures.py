@@ -6,12 +6,15 @@ the reference is the ratio of the means, the figure of the Delta Tuning survey (
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.comparison.runs import ZERO_SHOT, Result
+
+NORMAL_95 = 1.96  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class MethodFigures:
     tasks: task -> scores, a seed each
     mean: of the tasks' means; None unless every task has been run
     spread: standard deviation over seeds of the mean over tasks; None with one seed, or where tasks lack seeds
+    interval: 95% of `mean`, over test rows, which the seeds share, and over seeds (our choice: normal, variances added)
     of_reference: mean / mean of the reference
     trained_parameters: most over the tasks, where heads differ in size
     share: of the LM's parameters
@@ -33,6 +37,7 @@ class MethodFigures:
     tasks: dict[str, list[float]]
     mean: float | None
     spread: float | None
+    interval: tuple[float, float] | None
     of_reference: float | None
     trained_parameters: int
     share: float
@@ -61,6 +66,7 @@ def _method(results: Sequence[Result], tasks: Sequence[str], standard: float | N
         tasks={task: [r["score"] for r in results if r["task"] == task] for task in tasks},
         mean=mean,
         spread=_spread(results, tasks),
+        interval=_interval(results, tasks),
         of_reference=mean / standard if mean is not None and standard else None,
         trained_parameters=trained,
         share=trained / results[0]["lm_parameters"],
@@ -81,6 +87,17 @@ def _spread(results: Sequence[Result], tasks: Sequence[str]) -> float | None:
         by_seed.setdefault(result["seed"], {})[result["task"]] = result["score"]
     means = [statistics.mean(own.values()) for own in by_seed.values() if len(own) == len(tasks)]
     return statistics.stdev(means) if len(means) > 1 else None
+
+
+def _interval(results: Sequence[Result], tasks: Sequence[str]) -> tuple[float, float] | None:
+    mean, spread = _mean(results, tasks), _spread(results, tasks)
+    if mean is None:
+        return None
+    seeds = len({result["seed"] for result in results})
+    halves = [[(r["ci95"][1] - r["ci95"][0]) / 2 for r in results if r["task"] == task] for task in tasks]
+    of_rows = sum(statistics.mean(own) ** 2 for own in halves) / len(tasks) ** 2
+    half = math.sqrt(of_rows + (NORMAL_95 * (spread or 0)) ** 2 / seeds)
+    return mean - half, mean + half
 
 
 def transfer(results: Sequence[Result], method: str) -> dict[str, dict[str, float]]:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.build import Log
+from pipelines.build import Log, module_folder
 from pipelines.config import ComparedMethod, MethodComparison, TaskBlock
 from pipelines.config_comparison import ZERO_SHOT
 from pipelines.config_tasks import Records
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DivergedError
 from pipelines.tasks.spec import SPLITS
 from retrievers.files import sha256_file, sha256_json
 
@@ -31,6 +31,7 @@ _WRITTEN: dict[str, Any] = {  # what a line of results has in any case
     **dict.fromkeys(("name", "method", "kind", "task"), str),
     **dict.fromkeys(("seed", "trained_parameters", "lm_parameters"), int),
     "score": (int, float),
+    "ci95": list,
 }
 _SHARED = ("lm", "encoder", "input", "generation", "training", "evaluation")  # by all runs
 _ENCODER = "encoder"
@@ -100,6 +101,7 @@ def compare_methods(
                 first = done.get(Run(run.method, run.task, 0).name)
                 rates = run.method.learning_rates if first is None else [first["learning_rate"]]
                 _append(file, _measured(config, run, rates, out, log))
+                _discard_states(config, run, rates)
     return read_results(out)
 
 
@@ -137,13 +139,11 @@ def read_results(out: Path | str) -> list[Result]:
 
 def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path, log: Log) -> dict[str, Any]:
     """Train with each learning rate, and measure what the dev split likes best."""
-    from pipelines.training import train
-
-    trained = []
-    for rate in rates:
-        one = config.one(run.method, run.task, run.seed, rate)
-        trained.append((train(one, log=log), rate))
-    summary, rate = max(trained, key=lambda pair: pair[0]["best_score"])
+    trained = {rate: _trained(config.one(run.method, run.task, run.seed, rate), log) for rate in rates}
+    ended = {rate: summary for rate, summary in trained.items() if summary is not None}
+    if not ended:
+        raise ConfigError(f"{run.name}: no learning rate of {rates} keeps the loss finite; give the method a lower one")
+    rate, summary = max(ended.items(), key=lambda pair: pair[1]["best_score"])
     best = config.one(run.method, run.task, run.seed, rate)
     found = _evaluated(best, out / "evaluation" / run.method.name / f"{run.task.name}-{run.seed}")
     scores: dict[str, float] = {}
@@ -161,11 +161,22 @@ def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path,
         "task": run.task.name,
         "seed": run.seed,
         "learning_rate": rate,
-        "dev_by_learning_rate": {f"{tried:g}": one["best_score"] for one, tried in trained},
+        "dev_by_learning_rate": {f"{tried:g}": one and one["best_score"] for tried, one in trained.items()},
         **{key: summary[key] for key in kept},
         **found,
         "transfer": scores,
     }
+
+
+def _trained(config: Any, log: Log) -> dict[str, Any] | None:
+    """The summary of a training; None where the loss does not stay finite, which is an answer about a learning rate."""
+    from pipelines.training import train
+
+    try:
+        return train(config, log=log)
+    except DivergedError as error:
+        log(str(error))
+        return None
 
 
 def _prompted(config: MethodComparison, run: Run, out: Path) -> dict[str, Any]:
@@ -218,6 +229,18 @@ def _alone(file: Path) -> Iterator[None]:
         except BlockingIOError:
             raise ConfigError(f"another process writes {file}; wait, or share the work with --part") from None
         yield
+
+
+def _discard_states(config: MethodComparison, run: Run, rates: list[float]) -> None:
+    """Remove what a training goes on from; its module stays."""
+    from frozenlm.train_state import RunFolder
+    from pipelines.training.phases import RUNS
+
+    for rate in rates:
+        block: Any = config.one(run.method, run.task, run.seed, rate)
+        folder = module_folder(block, block.name if block.kind == "classification" else block.trained.name)
+        for ending in RUNS:
+            RunFolder(folder.with_name(f"{folder.name}.{ending}"), {}).discard()
 
 
 def _append(path: Path, result: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.comparison.figures import MethodFigures, curves, figures, transfe
 from pipelines.comparison.runs import Result
 from pipelines.errors import MissingExtraError
 
+CAPTION = "percent: mean ± standard deviation over (n) seeds; of the tasks' mean the 95% interval over rows and seeds"
 SCORES, CURVES, PAGE = "scores.png", "curves.png", "comparison.html"
 
 
@@ -26,11 +28,11 @@ def rows(found: Sequence[MethodFigures]) -> tuple[list[str], list[list[str]]]:
         [
             one.method,
             *(_over_seeds(one.tasks[task]) for task in tasks),
-            "-" if one.mean is None else f"{100 * one.mean:.1f}" + _plus_minus(one.spread),
+            _mean(one),
             "-" if one.of_reference is None else f"{100 * one.of_reference:.1f}%",
             f"{one.trained_parameters:,}",
             f"{100 * one.share:.3f}%",
-            "-" if one.seconds_per_step is None else f"{one.seconds_per_step:.2f}",
+            "-" if one.seconds_per_step is None else f"{one.seconds_per_step:.3f}",
             "-" if one.saved_bytes is None else f"{one.saved_bytes / 2**20:.0f}",
         ]
         for one in found
@@ -40,7 +42,7 @@ def rows(found: Sequence[MethodFigures]) -> tuple[list[str], list[list[str]]]:
 def comparison_table(results: Sequence[Result], *, reference: str | None, title: str) -> Table:
     """All methods, one line each."""
     headings, cells = rows(figures(results, reference))
-    table = Table(title=title, caption="scores in percent, the mean over seeds ± their standard deviation")
+    table = Table(title=title, caption=CAPTION)
     for place, heading in enumerate(headings):
         table.add_column(heading, justify="left" if place == 0 else "right")
     for line in cells:
@@ -64,11 +66,17 @@ def write_report(results: Sequence[Result], out: Path | str, *, reference: str |
 
 
 def _over_seeds(scores: Sequence[float]) -> str:
-    return f"{100 * sum(scores) / len(scores):.1f} ({len(scores)})" if scores else "-"
+    if not scores:
+        return "-"
+    spread = f" ± {100 * statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{100 * statistics.mean(scores):.1f}{spread} ({len(scores)})"
 
 
-def _plus_minus(spread: float | None) -> str:
-    return "" if spread is None else f" ± {100 * spread:.1f}"
+def _mean(one: MethodFigures) -> str:
+    if one.mean is None or one.interval is None:
+        return "-"
+    low, high = (100 * end for end in one.interval)
+    return f"{100 * one.mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _figure(width: float, height: float) -> Any:
@@ -129,7 +137,7 @@ def _curves(results: Sequence[Result], found: Sequence[MethodFigures]) -> bytes:
 def _page(results: Sequence[Result], found: Sequence[MethodFigures], pictures: dict[str, bytes], title: str) -> str:
     headings, cells = rows(found)
     parts = [f"<h1>{html.escape(title)}</h1>", _table(headings, cells)]
-    parts.append("<p>Scores in percent, the mean over seeds (their number) ± the standard deviation over seeds.</p>")
+    parts.append(f"<p>{html.escape(CAPTION)}</p>")
     for name, data in pictures.items():
         parts.append(f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(data).decode()}">')
     for one in found:

@@ -10,6 +10,7 @@ from frozenlm.train_settings import TrainSettings
 from frozenlm.training import FitResult
 from pipelines import config as c
 
+RUNS = ("run", "pruned.run")  # endings of the runs' folders
 Fitted = Callable[[TrainSettings, str, Mapping[str, float]], FitResult]
 """(settings, ending of the run's folder, rates by parameter) -> what the run did."""
 
@@ -20,13 +21,13 @@ def fit_in_phases(fitted: Fitted, settings: TrainSettings, block: Any, prune: Ca
     prune: puts the pruned module in the place of the one that has been trained
     """
     rates = block.rates(settings.learning_rate) if isinstance(block, c.DeltaBlock) else {}
-    result = fitted(settings, "run", rates)
+    result = fitted(settings, RUNS[0], rates)
     if not isinstance(block, c.DiffPruning):
         return result
     prune()
     steps = max(1, round(block.retrain * settings.steps))
     again = replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps))
-    return _both(result, fitted(again, "pruned.run", {}))
+    return _both(result, fitted(again, RUNS[1], {}))
 
 
 def _both(first: FitResult, second: FitResult) -> FitResult:

@@ -38,8 +38,12 @@ def test_every_method_on_every_task_with_every_seed(tmp_path: Path) -> None:
     first = by_name["prompt/colours/0"]
     assert set(first["dev_by_learning_rate"]) == {"0.05", "0.5"}
     assert first["best_score"] == max(first["dev_by_learning_rate"].values())
-    for other in ("prompt/places/0", "prompt/colours/1", "prompt/places/1"):
-        assert set(by_name[other]["dev_by_learning_rate"]) == {f"{first['learning_rate']:g}"}
+    assert set(by_name["prompt/places/0"]["dev_by_learning_rate"]) == {"0.05", "0.5"}
+    for task in ("colours", "places"):
+        again, chosen = by_name[f"prompt/{task}/1"], by_name[f"prompt/{task}/0"]["learning_rate"]
+        assert set(again["dev_by_learning_rate"]) == {f"{chosen:g}"}
+    kept = {path.suffix for path in (tmp_path / "out" / "work" / "modules").glob("*.run/*")}
+    assert kept == {".json"}  # what a training goes on from is gone
     assert first["trained_parameters"] == 3 * 32 and by_name["longer/places/1"]["trained_parameters"] == 5 * 32
     assert by_name["longer/places/0"]["steps"] == 2 and first["steps"] == 4
     assert set(first["transfer"]) == {"places"} and first["lm_weights_changed"] == 0 and first["saved_bytes"] > 0
@@ -59,6 +63,17 @@ def test_a_killed_comparison_goes_on_and_a_torn_line_is_made_again(tmp_path: Pat
     file.write_bytes(b"".join(lines[:3]) + lines[3][:20])
     again = compare_methods(config, tmp_path / "cut")
     assert [(r["name"], r["score"]) for r in again] == [(r["name"], r["score"]) for r in whole]
+
+
+def test_a_rate_that_diverges_is_an_answer_and_all_of_them_an_error(tmp_path: Path) -> None:
+    prompt = {"kind": "soft_prompt", "name": "prompt", "length": 3}
+    world = make_world(tmp_path)
+    one = {"methods": [{"prompt": prompt, "learning_rates": [0.05, 1e30]}], "reference": None, "seeds": 1}
+    result = compare_methods(load_config(comparison(world, **one)), tmp_path / "out")[-1]
+    assert result["learning_rate"] == 0.05 and result["dev_by_learning_rate"]["1e+30"] is None
+    all_of_them = one | {"methods": [{"prompt": prompt, "learning_rates": [1e30]}]}
+    with pytest.raises(ConfigError, match=r"no learning rate of .* keeps the loss finite"):
+        compare_methods(load_config(comparison(world, **all_of_them)), tmp_path / "other")
 
 
 def test_parts_share_the_methods(tmp_path: Path) -> None:
@@ -99,7 +114,8 @@ def test_around_an_encoder(tmp_path: Path) -> None:
 
 def result(method: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
     about = {"name": f"{method}/{task}/{seed}", "method": method, "kind": method, "task": task, "seed": seed}
-    return about | {"score": score, "trained_parameters": 10, "lm_parameters": 1000} | more
+    about |= {"score": score, "ci95": [score - 0.1, score + 0.1], "trained_parameters": 10, "lm_parameters": 1000}
+    return about | more
 
 
 def test_figures_by_hand() -> None:
@@ -112,6 +128,9 @@ def test_figures_by_hand() -> None:
     assert a.mean == pytest.approx((0.6 + 0.2) / 2) and full.mean == pytest.approx(0.6)
     assert a.of_reference == pytest.approx(0.4 / 0.6) and a.share == 0.01
     assert a.spread == pytest.approx((0.5 - 0.3) / 2**0.5)  # the seeds' means are 0.3 and 0.5
+    # Rows: 0.1 on each of two tasks. Seeds: 1.96 standard deviations of a mean over two.
+    width = ((0.1**2 + 0.1**2) / 2**2 + (1.96 * a.spread) ** 2 / 2) ** 0.5
+    assert a.interval == pytest.approx((0.4 - width, 0.4 + width)) and half.interval is None
     assert half.mean is None and half.of_reference is None and full.spread is None
 
 
