@@ -94,7 +94,8 @@ def search(given: argparse.Namespace, task: str, form: str) -> dict[str, Any]:
     target = 0.9 * full if given.of == "score" else start + 0.9 * (full - start)
 
     def evaluate(dimension: int) -> float:
-        block = {"kind": "intrinsic_dimension", "name": f"{form}_{dimension}", "dimension": dimension}
+        name = f"{form}_{given.targets}_{dimension}"
+        block = {"kind": "intrinsic_dimension", "name": name, "dimension": dimension, "targets": given.targets}
         rates = [float(f"{move / dimension**0.5:.3g}") for move in given.moves]
         return trainings.score({"delta": block | {"scales": FORMS[form]}, "learning_rates": rates})
 
@@ -105,6 +106,7 @@ def search(given: argparse.Namespace, task: str, form: str) -> dict[str, Any]:
         "task": task,
         "form": form,
         "of": given.of,
+        "targets": given.targets,
         "seeds": given.seeds,
         "d90": found.dimension,
         "grid": grid,
@@ -133,12 +135,12 @@ def table(out: Path) -> None:
     """Every search that is done (percent), then every training so far."""
     path = out / "d90.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    last = {tuple(line[key] for key in ("host", "task", "form", "of", "seeds")): line for line in lines}
-    for (host, task, form, of, seeds), line in last.items():
+    last = {tuple(line[key] for key in ("host", "task", "form", "of", "targets", "seeds")): line for line in lines}
+    for (host, task, form, of, targets, seeds), line in last.items():
         found = line["d90"] if line["d90"] is not None else f"more than {line['grid'][-1]}"
         bars = ", ".join(f"{name} {100 * line[name]:.1f}" for name in ("target", "full", "start"))
         scores = "  ".join(f"{d}: {100 * score:.1f}" for d, score in line["scores"].items())
-        print(f"{host} {task} {form} n={seeds}: d90 {found} (of {of}: {bars}) | {scores}")
+        print(f"{host} {task} {form} over the {targets} n={seeds}: d90 {found} (of {of}: {bars}) | {scores}")
     for host in CONFIGS:
         for one in read_results(out / host):
             low, high = (100 * end for end in one["ci95"])
@@ -161,9 +163,10 @@ if __name__ == "__main__":
     parser.add_argument("--smallest", type=int, default=16, help="d of the grid; above the number of scales")
     parser.add_argument("--largest", type=int, default=2**18)
     parser.add_argument("--every", type=int, default=2, help="2 takes every other power of two")
-    parser.add_argument("--moves", type=float, nargs="+", default=[3, 10, 30], help="rate x sqrt(d), each is tried")
-    parser.add_argument("--full-rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3], help="of full fine-tuning")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--moves", type=float, nargs="+", default=[3, 10], help="rate x sqrt(d), each is tried")
+    parser.add_argument("--targets", choices=["model", "blocks"], default="model", help="the weights that move")
+    parser.add_argument("--full-rates", type=float, nargs="+", default=[1e-4, 3e-4], help="of full fine-tuning")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", type=int, default=500, help="test rows")
     given = parser.parse_args()
     run(given) if given.action == "run" else table(given.out)

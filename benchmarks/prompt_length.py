@@ -8,7 +8,7 @@ P-tuning v2 (arXiv 2110.07602, sections 2.2 and 3.2) says that vectors at the in
 through all layers, keys and values at every layer at once. Here both stand in front of the text of the frozen
 wiki-opt-22m, P vectors [P, H] or P keys and values a layer [L, 2, P, K, D], and learn TREC and AG News of
 data/tasks below FROZENLM_SHARED through the settings of configs/method_comparison.yaml with shorter inputs. Each length
-has the learning rate that the dev split of TREC likes best with the first seed. Runs that are there are not made again
+has the learning rate that a task's dev split likes best with the first seed. Runs that are there are not made again
 (`frozenlm compare-methods` does them). `speed` lets all take turns on the same rows, and gives medians.
 """
 
@@ -153,8 +153,8 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.02, 0.05], help="learning rates tried")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.01, 0.05], help="learning rates tried")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rows", type=int, default=500, help="test rows of a task")
     parser.add_argument("--repeats", type=int, default=5, help="of `speed`")
     given = parser.parse_args()
