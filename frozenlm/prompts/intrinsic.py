@@ -10,20 +10,20 @@ Our choice: training begins at the mean code of the auto-encoder's tasks. The pa
 Shapes: B rows, P soft tokens, H hidden size, d size of a code, d' of the decoder's hidden layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frozenlm.checkpoint import load_module, save_module
+from frozenlm.checkpoint import load_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.fingerprint import digest_tensors, fingerprint
-from frozenlm.prompts.interface import Position, PromptInput
+from frozenlm.prompts.constant import ConstantPrompt
+from frozenlm.prompts.interface import Position
 from frozenlm.prompts.soft_prompt import SoftPrompt
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -63,7 +63,7 @@ class PromptDecoder:
         return vectors.view(self.length, self.hidden_size)
 
 
-class IntrinsicPrompt(nn.Module):
+class IntrinsicPrompt(ConstantPrompt):
     """A prompt that is d trained numbers for a frozen decoder.
 
     decoder: makes the prompt; never a part of what is trained
@@ -71,6 +71,8 @@ class IntrinsicPrompt(nn.Module):
 
     Raises: ShapeError for a code of another size; ConfigError for values that are not finite.
     """
+
+    KIND = KIND
 
     def __init__(self, decoder: PromptDecoder, code: Tensor | None = None) -> None:
         super().__init__()
@@ -118,14 +120,6 @@ class IntrinsicPrompt(nn.Module):
         """[P, H]"""
         return self.decoder(self.code)
 
-    def segment(self) -> Soft:
-        """The prompt as a piece of a row."""
-        return Soft(self())
-
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """The same segment for every input."""
-        return [self.segment()] * len(inputs)
-
     @torch.no_grad()
     def collapse(self) -> SoftPrompt:
         """The prompt that the decoder makes, as a plain soft prompt."""
@@ -135,16 +129,12 @@ class IntrinsicPrompt(nn.Module):
         """What `print(prompt)` shows."""
         return f"length={self.length}, dimension={len(self.code)}, position={self.position!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes the d numbers, with the fingerprints of the LM and the decoder they belong to.
-
-        Raises: CheckpointError when they are not finite or huge, or the folder cannot be written.
-        """
-        config = {"decoder_fingerprint": self.decoder.fingerprint, "length": self.length, "position": self.position}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Whose code it is, and what it makes."""
+        return {"decoder_fingerprint": self.decoder.fingerprint, "length": self.length, "position": self.position}
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # the numbers say nothing without the decoder they are for
         cls, folder: Path | str, lm: "FrozenLM", decoder: PromptDecoder, *, allow_other_lm: bool = False
     ) -> "IntrinsicPrompt":
         """Reads what `save` wrote.

@@ -13,19 +13,18 @@ near that approximation too: X0 U are its left singular vectors, made small enou
 Shapes: P soft tokens, H hidden size, r rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
-from frozenlm.prompts.interface import Position, PromptInput
+from frozenlm.prompts.interface import Position
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -35,7 +34,7 @@ Form = Literal["factors", "projection"]
 LINEAR = 0.1  # largest number given to the tanh at the start, where it is off by less than a third of a percent
 
 
-class LowRankPrompt(nn.Module):
+class LowRankPrompt(ConstantPrompt):
     """A prompt [P, H] as the product of two trained matrices.
 
     left: U where it begins; copied
@@ -46,6 +45,7 @@ class LowRankPrompt(nn.Module):
     Raises: ShapeError for matrices that do not match; ConfigError for an unknown position or values not finite.
     """
 
+    KIND = KIND
     initial: Tensor | None
 
     def __init__(
@@ -119,14 +119,6 @@ class LowRankPrompt(nn.Module):
         left = self.left if self.initial is None else torch.tanh(self.initial @ self.left)
         return (left @ self.right).float()
 
-    def segment(self) -> Soft:
-        """The prompt as a piece of a row."""
-        return Soft(self())
-
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """The same segment for every input."""
-        return [self.segment()] * len(inputs)
-
     @torch.no_grad()
     def collapse(self) -> SoftPrompt:
         """The product as a plain soft prompt."""
@@ -136,33 +128,22 @@ class LowRankPrompt(nn.Module):
         """What `print(prompt)` shows."""
         return f"length={self.length}, rank={self.rank}, form={self.form!r}, position={self.position!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes both matrices, and X0 where there is one, with the fingerprint of the LM they belong to.
-
-        Raises: CheckpointError when one holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        sizes = {"length": self.length, "hidden_size": self.hidden_size, "rank": self.rank, "form": self.form}
-        config = {"position": self.position, **sizes}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Sizes, form and position."""
+        sizes = {"length": self.length, "hidden_size": self.hidden_size, "rank": self.rank}
+        return {"position": self.position, "form": self.form, **sizes}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "LowRankPrompt":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept a prompt that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `ConstantPrompt.from_saved`."""
         names = {"left", "right", "initial"} if config.get("form") == "projection" else {"left", "right"}
         if set(tensors) != names or config.get("position") not in get_args(Position):
-            raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected {sorted(names)}")
-        check_width(tensors["right"], lm, folder)
-        try:
-            left, right, initial = tensors["left"], tensors["right"], tensors.get("initial")
-            return cls(left, right, initial=initial, position=config["position"])
-        except (ConfigError, ShapeError) as error:
-            raise CheckpointError(f"{folder} holds an impossible low-rank prompt: {error}") from error
+            raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected {sorted(names)}")
+        check_width(tensors["right"], lm, where)
+        left, right, initial = tensors["left"], tensors["right"], tensors.get("initial")
+        return cls(left, right, initial=initial, position=config["position"])
 
 
 def _factors(vectors: Tensor, rank: int) -> tuple[Tensor, Tensor]:

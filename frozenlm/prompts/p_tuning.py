@@ -16,21 +16,21 @@ starts at zero, so training begins at exactly that prompt (initialisation decide
 Shapes: P soft tokens of all slots together, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Place, PromptInput
 from frozenlm.prompts.saved import fill_exactly
 from frozenlm.prompts.slots import Slots, SlottedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
-from frozenlm.rows import Row, Soft
+from frozenlm.rows import Row
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -39,7 +39,7 @@ KIND = "p_tuning"
 Form = Literal["lama", "fewshot", "mlp"]
 
 
-class PTuning(nn.Module):
+class PTuning(ConstantPrompt):
     """Soft tokens in the slots of a template, written by a prompt encoder.
 
     hidden_size: H
@@ -52,6 +52,7 @@ class PTuning(nn.Module):
         [P, H].
     """
 
+    KIND = KIND
     anchor: Tensor | None
 
     def __init__(
@@ -134,14 +135,6 @@ class PTuning(nn.Module):
         written: Tensor = self.head(hidden).float()
         return written if self.anchor is None else self.anchor + written
 
-    def segment(self) -> Soft:
-        """All vectors as one piece, for where they stand side by side."""
-        return Soft(self())
-
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """The same segment for every input."""
-        return [self.segment()] * len(inputs)
-
     def rows(self, contexts: Sequence[Row], inputs: Sequence[PromptInput]) -> list[Row]:
         """The rows in which the LM reads contexts with the vectors in their slots."""
         return self.slots.rows(self(), contexts)
@@ -155,32 +148,21 @@ class PTuning(nn.Module):
         """What `print(module)` shows."""
         return f"slots={self.slots.sizes}, form={self.form!r}, anchor={self.anchor is not None}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes encoder, embedding and anchor, with the fingerprint of the LM they belong to.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        config = {"slots": list(self.slots.sizes), "form": self.form, "hidden_size": self.hidden_size}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Slots, form and width."""
+        return {"slots": list(self.slots.sizes), "form": self.form, "hidden_size": self.hidden_size}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "PTuning":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept a module that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `ConstantPrompt.from_saved`."""
         embedding, slots, form = tensors.get("embedding"), config.get("slots"), config.get("form")
         if embedding is None or not isinstance(slots, list) or form is None or form not in get_args(Form):
-            raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected a P-tuning module")
-        check_width(embedding, lm, folder)
-        try:
-            module = cls(lm.hidden_size, slots, form=form, anchor=tensors.get("anchor"))
-        except (ConfigError, ShapeError) as error:
-            raise CheckpointError(f"{folder} holds an impossible P-tuning module: {error}") from error
-        fill_exactly(module, tensors, folder)
+            raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected a P-tuning module")
+        check_width(embedding, lm, where)
+        module = cls(lm.hidden_size, slots, form=form, anchor=tensors.get("anchor"))
+        fill_exactly(module, tensors, where)
         return module
 
 

@@ -8,15 +8,15 @@ change it; a masked LM's answer is a mask token in a piece of its own, with P3 b
 Shapes: B rows, P soft tokens, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Place, PromptInput
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
@@ -79,7 +79,7 @@ class Slots:
         return [*soft[0], *behind]
 
 
-class SlottedPrompt(nn.Module):
+class SlottedPrompt(ConstantPrompt):
     """P trained vectors in the slots of a template; what P-tuning collapses to.
 
     vectors: [P, H] where they begin, slot after slot; copied
@@ -88,6 +88,8 @@ class SlottedPrompt(nn.Module):
     Raises: ShapeError for anything but a matrix of as many rows as there are slots; ConfigError for values that are
         not finite, or bad slots.
     """
+
+    KIND = KIND
 
     def __init__(self, vectors: Tensor, slots: Sequence[int]) -> None:
         super().__init__()
@@ -128,14 +130,6 @@ class SlottedPrompt(nn.Module):
         """[P, H]"""
         return self.vectors
 
-    def segment(self) -> Soft:
-        """All vectors as one piece, for where they stand side by side."""
-        return Soft(self())
-
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """The same segment for every input."""
-        return [self.segment()] * len(inputs)
-
     def rows(self, contexts: Sequence[Row], inputs: Sequence[PromptInput]) -> list[Row]:
         """The rows in which the LM reads contexts with the vectors in their slots."""
         return self.slots.rows(self(), contexts)
@@ -144,28 +138,17 @@ class SlottedPrompt(nn.Module):
         """What `print(prompt)` shows."""
         return f"slots={self.slots.sizes}, hidden_size={self.hidden_size}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes the prompt with the fingerprint of the LM it belongs to.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        config = {"slots": list(self.slots.sizes), "hidden_size": self.hidden_size}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Slots and width."""
+        return {"slots": list(self.slots.sizes), "hidden_size": self.hidden_size}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "SlottedPrompt":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept a prompt that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `ConstantPrompt.from_saved`."""
         vectors, slots = tensors.get("vectors"), config.get("slots")
         if set(tensors) != {"vectors"} or vectors is None or not isinstance(slots, list):
-            raise CheckpointError(f"{folder} holds {sorted(tensors)} and {config}; expected only vectors, and slots")
-        check_width(vectors, lm, folder)
-        try:
-            return cls(vectors, slots)
-        except (ConfigError, ShapeError) as error:
-            raise CheckpointError(f"{folder} holds an impossible prompt: {error}") from error
+            raise CheckpointError(f"{where} holds {sorted(tensors)} and {config}; expected only vectors, and slots")
+        check_width(vectors, lm, where)
+        return cls(vectors, slots)

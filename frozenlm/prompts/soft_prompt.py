@@ -10,18 +10,18 @@ cast where the row is assembled. The LM is only asked for embeddings when the pr
 Shapes: P soft tokens, H hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer, from_sampled_vocabulary
-from frozenlm.prompts.interface import Position, PromptInput, placed
-from frozenlm.rows import Row, Segment, Soft
+from frozenlm.prompts.interface import Position, placed
+from frozenlm.rows import Row, Segment
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KIND = "soft_prompt"
 
 
-class SoftPrompt(nn.Module):
+class SoftPrompt(ConstantPrompt):
     """P trained vectors in front of the text or behind it.
 
     vectors: [P, H] where they begin; copied
@@ -37,6 +37,8 @@ class SoftPrompt(nn.Module):
 
     Raises: ShapeError for anything but a matrix; ConfigError for values that are not finite or an unknown position.
     """
+
+    KIND = KIND
 
     def __init__(self, vectors: Tensor, *, position: Position = "suffix") -> None:
         super().__init__()
@@ -91,14 +93,6 @@ class SoftPrompt(nn.Module):
         """[P, H]"""
         return self.vectors
 
-    def segment(self) -> Soft:
-        """The prompt as a piece of a row."""
-        return Soft(self())
-
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """The same segment for every input."""
-        return [self.segment()] * len(inputs)
-
     def place(self, context: Row) -> list[Segment]:
         """The row in which the LM reads the prompt and the context."""
         return placed(self.segment(), context, self.position)
@@ -107,29 +101,19 @@ class SoftPrompt(nn.Module):
         """What `print(prompt)` shows."""
         return f"length={self.length}, hidden_size={self.hidden_size}, position={self.position!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes the prompt with the fingerprint of the LM it belongs to.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        config = {"length": self.length, "hidden_size": self.hidden_size, "position": self.position}
-        save_module(folder, {"vectors": self.vectors}, config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Sizes and position."""
+        return {"length": self.length, "hidden_size": self.hidden_size, "position": self.position}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "SoftPrompt":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept a prompt that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `ConstantPrompt.from_saved`."""
         vectors = tensors.get("vectors")
         if set(tensors) != {"vectors"} or vectors is None or config.get("position") not in get_args(Position):
-            raise CheckpointError(
-                f"{folder} holds {sorted(tensors)} and {config}; expected only vectors and a position"
-            )
-        check_width(vectors, lm, folder)
+            raise CheckpointError(f"{where} holds {sorted(tensors)} and {config}; expected only vectors and a position")
+        check_width(vectors, lm, where)
         return cls(vectors, position=config["position"])
 
 
