@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frozenlm import fingerprint as prints
 from frozenlm.errors import ConfigError
-from frozenlm.fingerprint import Verification
+from frozenlm.fingerprint import fingerprint
+from frozenlm.frozen_model import FrozenModel
 from frozenlm.limits import positions
-from frozenlm.loading import load_encoder, resolve_device, resolve_dtype
+from frozenlm.loading import load_encoder, moved
 from frozenlm.prompts.initializers import frequent_ids
 from frozenlm.rows import Row, Soft, Tokens, assemble
 from frozenlm.text import TextCodec
@@ -31,7 +31,7 @@ from frozenlm.text import TextCodec
 LENGTH_WITHOUT_LIMIT = 1024  # tokens; what T0 was trained with (arXiv 2110.08207)
 
 
-class FrozenEncoder:
+class FrozenEncoder(FrozenModel):
     """One pretrained text encoder that stays what it was.
 
     Make one with `FrozenEncoder.load` or `FrozenEncoder.from_model`.
@@ -48,12 +48,11 @@ class FrozenEncoder:
         fingerprint: SHA-256 that names this encoder, its pooler left out (`fingerprint.py`).
     """
 
+    WHAT = "encoder"
+
     def __init__(self, model: Any, tokenizer: Any, *, max_length: int | None = None) -> None:
         _check_kind(model)
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self._codec = TextCodec(tokenizer, closes=True)
+        super().__init__(model, tokenizer, closes=True)
         self._embedding = model.get_input_embeddings()
         self.vocab_size: int = self._embedding.num_embeddings
         self.embedding_size: int = self._embedding.embedding_dim
@@ -66,10 +65,8 @@ class FrozenEncoder:
         # A tokenizer that frames nothing gives no token for the empty text, and nothing cannot be attended to.
         known = (tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
         self._blank: int = next(i for i in known if i is not None)
-        self._digests = prints.digest_tensors(model)
-        self.fingerprint: str = prints.fingerprint(
-            {name: digest for name, digest in self._digests.items() if not name.startswith("pooler.")}
-        )
+        own = {name: digest for name, digest in self._digests.items() if not name.startswith("pooler.")}
+        self.fingerprint = fingerprint(own)
         self._check_features()
 
     @classmethod
@@ -121,11 +118,7 @@ class FrozenEncoder:
         Raises:
             ConfigError: the model cannot be used as an encoder, or max_length is out of range.
         """
-        if device != "auto":
-            model = model.to(resolve_device(device))
-        if dtype != "auto":
-            model = model.to(resolve_dtype(dtype, model.device))
-        return cls(model, tokenizer, max_length=max_length)
+        return cls(moved(model, dtype=dtype, device=device), tokenizer, max_length=max_length)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenEncoder":
         """Itself: a copy of what is trained around it shares it."""
@@ -155,18 +148,6 @@ class FrozenEncoder:
             yield
         finally:
             self._changed = before
-
-    def verify(self) -> Verification:
-        """Compare every weight and buffer with what it was at load, bit by bit."""
-        return prints.compare(self._digests, prints.digest_tensors(self.model), "encoder")
-
-    def assert_unchanged(self) -> None:
-        """Raise unless the encoder is exactly what it was.
-
-        Raises:
-            FrozenViolationError: a weight or buffer changed, a weight can be trained, or it is in training mode.
-        """
-        prints.check_frozen(self.model, self.verify())
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text with the tokens that open and close it, cut at max_length and counted.

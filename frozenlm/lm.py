@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from frozenlm import fingerprint as prints
 from frozenlm.decoding import Generation, Settings, StopRule, decode_batch, fresh_seed
 from frozenlm.engine import Engine
 from frozenlm.errors import ShapeError
-from frozenlm.fingerprint import Verification
-from frozenlm.loading import load_pretrained, resolve_device, resolve_dtype
+from frozenlm.frozen_model import FrozenModel
+from frozenlm.loading import load_pretrained, moved
 from frozenlm.memory import Memory
 from frozenlm.probe import check_logits
 from frozenlm.rows import Assembled, PaddingSide, Row, Tokens, check_rows
-from frozenlm.text import TextCodec
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding counted: our choice, good on two CPU cores and on a GPU
 
@@ -45,7 +43,7 @@ class Output:
     batch: Assembled
 
 
-class FrozenLM:
+class FrozenLM(FrozenModel):
     """One pretrained LM, decoder-only or encoder-decoder, that stays what it was.
 
     Make one with `FrozenLM.load` or `FrozenLM.from_model`.
@@ -66,18 +64,13 @@ class FrozenLM:
     def __init__(
         self, model: Any, tokenizer: Any, *, window: int | None = None, padding_side: PaddingSide = "right"
     ) -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self.model, self.tokenizer = model.eval(), tokenizer
+        super().__init__(model, tokenizer, closes=model.config.is_encoder_decoder)
         self.kind: Literal["decoder", "encoder-decoder"]
         self.kind = "encoder-decoder" if model.config.is_encoder_decoder else "decoder"
-        self._codec = TextCodec(tokenizer, closes=self.kind == "encoder-decoder")
         self.bos_ids, self.close_ids = self._codec.bos_ids, self._codec.close_ids
         self.eos_ids = _eos_ids(model, tokenizer)
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if pad is not None else self.eos_ids[0] if self.eos_ids else 0
-        self._digests = prints.digest_tensors(model)
-        self.fingerprint: str = prints.fingerprint(self._digests)
         self._engine = Engine(
             model, fingerprint=self.fingerprint, pad_id=self.pad_id, window=window, padding_side=padding_side
         )
@@ -139,11 +132,7 @@ class FrozenLM:
         Raises:
             ConfigError: the model is of a kind that cannot be driven.
         """
-        if device != "auto":
-            model = model.to(resolve_device(device))
-        if dtype != "auto":
-            model = model.to(resolve_dtype(dtype, model.device))
-        return cls(model, tokenizer, window=window, padding_side=padding_side)
+        return cls(moved(model, dtype=dtype, device=device), tokenizer, window=window, padding_side=padding_side)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -174,18 +163,6 @@ class FrozenLM:
     def is_changed(self) -> bool:
         """Whether something is attached right now."""
         return self._engine.fingerprint != self.fingerprint
-
-    def verify(self) -> Verification:
-        """Compare every weight and buffer with what it was at load, bit by bit."""
-        return prints.compare(self._digests, prints.digest_tensors(self.model))
-
-    def assert_unchanged(self) -> None:
-        """Raise unless the LM is exactly what it was.
-
-        Raises:
-            FrozenViolationError: a weight or buffer changed, a weight can be trained, or the LM is in training mode.
-        """
-        prints.check_frozen(self.model, self.verify())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no control token added, and none parsed from the text ("[SEP]" is six letters).

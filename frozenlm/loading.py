@@ -69,6 +69,17 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
+def moved(model: Any, *, dtype: str, device: str) -> Any:
+    """A model that is already loaded, itself moved; "auto" leaves it as it is, or where it is.
+
+    Raises:
+        ConfigError: as `resolve_device` and `resolve_dtype`.
+    """
+    if device != "auto":
+        model = model.to(resolve_device(device))
+    return model if dtype == "auto" else model.to(resolve_dtype(dtype, model.device))
+
+
 def load_pretrained(
     path_or_id: str | Path, *, revision: str | None, dtype: str, device: str, attn_implementation: str = "auto"
 ) -> tuple[Any, Any]:

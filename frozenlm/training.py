@@ -31,7 +31,8 @@ from frozenlm.train_state import Record, RunFolder
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from frozenlm.lm import FrozenLM, Verification
+    from frozenlm.fingerprint import Verification
+    from frozenlm.lm import FrozenLM
 
 T = TypeVar("T")
 Loss = Callable[[list[T]], tuple[Tensor, int]]

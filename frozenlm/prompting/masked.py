@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frozenlm import fingerprint as prints
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.errors import ConfigError, ShapeError
-from frozenlm.fingerprint import Verification
-from frozenlm.loading import load_masked, resolve_device, resolve_dtype
+from frozenlm.frozen_model import FrozenModel
+from frozenlm.loading import load_masked, moved
 from frozenlm.prompts.initializers import frequent_ids
 from frozenlm.rows import Row, Tokens, assemble, row_length
-from frozenlm.text import TextCodec
 
 
-class FrozenMaskedLM:
+class FrozenMaskedLM(FrozenModel):
     """One masked LM that stays what it was. Make one with `load` or `from_model`.
 
     Attributes:
@@ -43,21 +41,16 @@ class FrozenMaskedLM:
     kind = "masked"
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        self.model, self.tokenizer = model.eval(), tokenizer
         if tokenizer.mask_token_id is None:
             raise ConfigError(f"the tokenizer of {type(model).__name__} has no mask token; use that of a masked LM")
+        super().__init__(model, tokenizer, closes=True)
         self.mask_id: int = tokenizer.mask_token_id
         self._transform = _head(model)
         self._vocabulary = model.get_output_embeddings()
         self.encoder = FrozenEncoder(model.base_model, tokenizer)
-        self._codec = TextCodec(tokenizer, closes=True)
         self.bos_ids, self.close_ids = self._codec.bos_ids, self._codec.close_ids
         self.window = self.encoder.positions
         self.hidden_size, self.vocab_size = self.encoder.embedding_size, self.encoder.vocab_size
-        self._digests = prints.digest_tensors(model)
-        self.fingerprint: str = prints.fingerprint(self._digests)
         self._check_logits()
 
     @classmethod
@@ -79,11 +72,7 @@ class FrozenMaskedLM:
         Raises:
             ConfigError: the model does not fill masks in a way that we can drive.
         """
-        if device != "auto":
-            model = model.to(resolve_device(device))
-        if dtype != "auto":
-            model = model.to(resolve_dtype(dtype, model.device))
-        return cls(model, tokenizer)
+        return cls(moved(model, dtype=dtype, device=device), tokenizer)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenMaskedLM":
         """Itself: a copy of what is trained around it shares it."""
@@ -104,18 +93,6 @@ class FrozenMaskedLM:
         """For the while, the LM runs with something attached (`deltas/attach.py`). It keeps no memory to be marked."""
         with self.encoder.changed(name):
             yield
-
-    def verify(self) -> Verification:
-        """Compare every weight and buffer with what it was at load, bit by bit."""
-        return prints.compare(self._digests, prints.digest_tensors(self.model))
-
-    def assert_unchanged(self) -> None:
-        """Raise unless the LM is exactly what it was.
-
-        Raises:
-            FrozenViolationError: a weight or buffer changed, a weight can be trained, or the LM is in training mode.
-        """
-        prints.check_frozen(self.model, self.verify())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text alone: no control token added, and none parsed from the text."""
