@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from pipelines import build_classification
 from pipelines.answer import Answer
+from pipelines.asked import Asked
 from pipelines.build import frozen_encoder, module_folder
 from pipelines.config import Classification
 from pipelines.errors import ConfigError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Input = str | tuple[str, str]
 
 
-class ClassificationPipeline:
+class ClassificationPipeline(Asked[Input]):
     """A pipeline of kind `classification`. Make it with `Pipeline.from_config`.
 
     An answer's text is the likeliest label, its score the natural logarithm of the label's probability. A text that is
@@ -76,14 +76,6 @@ class ClassificationPipeline:
                 )
         return predict(self.encoder, self.tuned.head, self.tuned.delta, [LabelledText(*pair) for pair in pairs])  # type: ignore[arg-type]
 
-    @overload
-    def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, questions: Sequence[Input]) -> list[Answer]: ...
-    def __call__(self, questions: str | Sequence[Input]) -> Answer | list[Answer]:
-        """One answer for one text, a list for a list. See `answer`."""
-        return self.answer([questions])[0] if isinstance(questions, str) else self.answer(questions)
-
     def answer(self, questions: Sequence[Input], hits: Sequence[Sequence[Hit]] | None = None) -> list[Answer]:
         """Label a batch of texts, or of pairs.
 
@@ -133,14 +125,6 @@ class ClassificationPipeline:
     def close(self) -> None:
         """Release the model."""
         self._encoder = self._tuned = None
-
-    def __enter__(self) -> ClassificationPipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _pair(self, text: str) -> Input:
         first, tab, second = text.partition("\t")

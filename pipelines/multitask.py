@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,6 +14,7 @@ from frozenlm.mixed import PromptMemories, mixed_rows
 from frozenlm.prompts.interface import PromptInput, PromptModule
 from pipelines import build_tasks
 from pipelines.answer import Answer
+from pipelines.asked import Asked
 from pipelines.build import module_folder
 from pipelines.components import Components
 from pipelines.config import Multitask, Route
@@ -35,7 +35,7 @@ _Asked = tuple[Sequence[int], PromptModule | Delta | None, PromptInput]
 GIVEN = "(given)"  # name of a prompt that was handed in where the config has none; no config can hold this name
 
 
-class MultitaskPipeline:
+class MultitaskPipeline(Asked[str]):
     """A pipeline of kind `multitask`. Make it with `Pipeline.from_config`.
 
     Which module answers an input: the one that the caller names, else the first route whose words the input begins
@@ -105,14 +105,6 @@ class MultitaskPipeline:
             self._modules[name] = module.eval()
             self._hashes[name] = self._card_hash(name)
         return self._modules[name]
-
-    @overload
-    def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, questions: Sequence[str]) -> list[Answer]: ...
-    def __call__(self, questions: str | Sequence[str]) -> Answer | list[Answer]:
-        """One answer for one input, a list for a list. See `answer`."""
-        return self.answer([questions])[0] if isinstance(questions, str) else self.answer(questions)
 
     def answer(
         self,
@@ -216,14 +208,6 @@ class MultitaskPipeline:
         self._hashes.clear()
         self._encoder = self._memories = self._coder = None
         self.parts.close()
-
-    def __enter__(self) -> MultitaskPipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _served(self) -> list[str]:
         """Names of the modules that an input may meet without being sent there by the caller."""

@@ -6,11 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from pipelines import stages
 from pipelines.answer import Answer
+from pipelines.asked import Asked
 from pipelines.components import Components
 from pipelines.config import READS, Classification, Job, MethodComparison, Multitask, PromptingJob, retrieves
 from pipelines.corpora import corpus_sha256, passages
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.prompting import PromptingPipeline
 
 
-class Pipeline:
+class Pipeline(Asked[str]):
     """One runnable job. Make it with `Pipeline.from_config`.
 
     A pipeline of kind `frozen_reader` retrieves, re-ranks, packs and reads; `closed_book` only reads; the two kinds of
@@ -84,16 +84,6 @@ class Pipeline:
 
             return MultitaskPipeline(config, parts)
         return cls(config, parts)
-
-    @overload
-    def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, questions: Sequence[str]) -> list[Answer]: ...
-    def __call__(self, questions: str | Sequence[str]) -> Answer | list[Answer]:
-        """One answer for one question, a list for a list. See `answer`."""
-        if isinstance(questions, str):
-            return self.answer([questions])[0]
-        return self.answer(questions)
 
     def answer(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]] | None = None) -> list[Answer]:
         """Answer a batch.
@@ -209,14 +199,6 @@ class Pipeline:
         """Release models and index files."""
         self._reader = None
         self.parts.close()
-
-    def __enter__(self) -> Pipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Clock:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from pipelines import build_prompting
 from pipelines.answer import Answer
+from pipelines.asked import Asked
 from pipelines.build import frozen_encoder
 from pipelines.config import PromptingJob
 from pipelines.config_prompting import all_fields
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Input = str | Mapping[str, Any]
 
 
-class PromptingPipeline:
+class PromptingPipeline(Asked[Input]):
     """A pipeline of kind `prompting`. Make it with `Pipeline.from_config`.
 
     An answer's text is the verbalizer's word for the likeliest label, its score the natural logarithm of the label's
@@ -81,14 +81,6 @@ class PromptingPipeline:
                 demonstrations that do not fit.
         """
         return self.ensemble.classify(self.host, [self._record(one) for one in inputs])
-
-    @overload
-    def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, questions: Sequence[Input]) -> list[Answer]: ...
-    def __call__(self, questions: str | Sequence[Input]) -> Answer | list[Answer]:
-        """One answer for one text, a list for a list. See `answer`."""
-        return self.answer([questions])[0] if isinstance(questions, str) else self.answer(questions)
 
     def answer(self, questions: Sequence[Input], hits: Sequence[Sequence[Hit]] | None = None) -> list[Answer]:
         """Label a batch of inputs.
@@ -153,14 +145,6 @@ class PromptingPipeline:
     def close(self) -> None:
         """Release the models."""
         self._host = self._encoder = self._ensemble = None
-
-    def __enter__(self) -> PromptingPipeline:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _record(self, given: Input) -> Mapping[str, Any]:
         if isinstance(given, Mapping):
