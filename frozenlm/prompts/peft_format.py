@@ -11,6 +11,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save
+from torch import Tensor
+
 from frozenlm.checkpoint import MAX_JSON_BYTES, MAX_MAGNITUDE, atomic_write_bytes, atomic_write_json, read_safetensors
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 TENSOR_NAME = "prompt_embeddings"
+PEFT_TYPE = "PROMPT_TUNING"
 
 
 def to_peft(prompt: SoftPrompt, folder: Path | str, lm: "FrozenLM", *, base_name: str) -> None:
@@ -30,28 +34,12 @@ def to_peft(prompt: SoftPrompt, folder: Path | str, lm: "FrozenLM", *, base_name
 
     Raises: ConfigError for a suffix prompt; CheckpointError when the folder cannot be written.
     """
-    from safetensors.torch import save
-
     if prompt.position != "prefix":
         raise ConfigError(
             f"peft puts a prompt before the text, this one has position {prompt.position!r}; "
             "export a prefix prompt, or keep this one in our own format"
         )
-    config = {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "num_virtual_tokens": prompt.length,
-        "token_dim": prompt.hidden_size,
-        "num_transformer_submodules": 1,
-        "prompt_tuning_init": "RANDOM",
-    }
-    folder = Path(folder)
-    vectors = prompt().detach().cpu().contiguous()
-    check_finite(vectors, folder)
-    atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: vectors}))
-    atomic_write_json(folder / CONFIG_NAME, config)
+    write_vectors(prompt(), folder, lm, base_name=base_name, peft_type=PEFT_TYPE, prompt_tuning_init="RANDOM")
 
 
 def from_peft(folder: Path | str, lm: "FrozenLM") -> SoftPrompt:
@@ -59,29 +47,59 @@ def from_peft(folder: Path | str, lm: "FrozenLM") -> SoftPrompt:
 
     Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
     """
-    folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME)
-    kind = config.get("peft_type")
-    if kind != "PROMPT_TUNING":
-        raise CheckpointError(f"{folder / CONFIG_NAME}: peft_type is {kind!r}; only PROMPT_TUNING holds a soft prompt")
-    task = config.get("task_type")
-    expected = "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"
-    if task not in (expected, None):
-        raise CheckpointError(f"{folder / CONFIG_NAME}: task_type is {task!r}; this LM is of type {expected}")
-    path = folder / WEIGHTS_NAME
+    return SoftPrompt(read_vectors(folder, lm, peft_type=PEFT_TYPE), position="prefix")
+
+
+def write_vectors(
+    vectors: Tensor, folder: Path | str, lm: "FrozenLM", *, base_name: str, peft_type: str, **settings: Any
+) -> None:
+    """Writes [P, H] as the prompt of a peft type, with the settings that only this type has.
+
+    Raises: CheckpointError for values that are not finite, or a folder that cannot be written.
+    """
+    length, hidden_size = vectors.shape
+    config = {
+        "peft_type": peft_type,
+        "task_type": _task_type(lm),
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+        "num_virtual_tokens": length,
+        "token_dim": hidden_size,
+        "num_transformer_submodules": 1,
+        **settings,
+    }
+    folder, plain = Path(folder), vectors.detach().cpu().contiguous()
+    check_finite(plain, folder)
+    atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: plain}))
+    atomic_write_json(folder / CONFIG_NAME, config)
+
+
+def read_vectors(folder: Path | str, lm: "FrozenLM", *, peft_type: str) -> Tensor:
+    """The prompt [P, H] of a peft folder of one type.
+
+    Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
+    """
+    config_path, path = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
+    config = read_config(config_path)
+    kind, task, length = (config.get(name) for name in ("peft_type", "task_type", "num_virtual_tokens"))
+    if kind != peft_type or task not in (_task_type(lm), None):
+        raise CheckpointError(
+            f"{config_path}: peft_type is {kind!r} and task_type is {task!r}; expected {peft_type} for a "
+            f"{_task_type(lm)}"
+        )
     tensors = read_safetensors(path)
     if set(tensors) != {TENSOR_NAME}:
         raise CheckpointError(f"{path} holds {sorted(tensors)[:5]}; expected one tensor, {TENSOR_NAME!r}")
-    rows, length = tensors[TENSOR_NAME], config.get("num_virtual_tokens")
-    if rows.ndim != 2 or type(length) is not int or length < 1 or rows.shape[0] % length:
+    rows = tensors[TENSOR_NAME]
+    if rows.ndim != 2 or type(length) is not int or length < 1 or len(rows) % length:
         raise CheckpointError(
-            f"{path}: {TENSOR_NAME} is {list(rows.shape)} for num_virtual_tokens {length!r}; expected that many rows, "
+            f"{path}: {TENSOR_NAME} is {list(rows.shape)} for num_virtual_tokens {length!r}; expected {length} rows, "
             "or a multiple of it"
         )
     vectors = rows[:length].float()
     check_finite(vectors, path)
     check_width(vectors, lm, path)
-    return SoftPrompt(vectors, position="prefix")
+    return vectors
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -111,3 +129,7 @@ def check_finite(vectors: Any, where: Path) -> None:
     # `not <=` rather than `>`: NaN compares false with everything.
     if not largest <= MAX_MAGNITUDE:
         raise CheckpointError(f"{where}: the largest number is {largest}; expected finite ones up to {MAX_MAGNITUDE:g}")
+
+
+def _task_type(lm: "FrozenLM") -> str:
+    return "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"

@@ -10,12 +10,10 @@ say which weights it was trained for: only its width is checked. Shapes: P soft 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json, read_safetensors
-from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.errors import ConfigError
 from frozenlm.prompts.p_tuning import PTuning
-from frozenlm.prompts.peft_format import CONFIG_NAME, TENSOR_NAME, WEIGHTS_NAME, check_finite, read_config
+from frozenlm.prompts.peft_format import read_vectors, write_vectors
 from frozenlm.prompts.slots import SlottedPrompt
-from frozenlm.prompts.soft_prompt import check_width
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -31,30 +29,21 @@ def p_tuning_to_peft(prompt: PTuning | SlottedPrompt, folder: Path | str, lm: "F
     Raises: ConfigError unless all vectors stand before the text; CheckpointError for values that are not finite, or a
         folder that cannot be written.
     """
-    from safetensors.torch import save
-
     if prompt.position != "prefix":
         raise ConfigError(
             f"peft puts all soft tokens before the text, these stand in slots {prompt.slots.sizes}; export a module "
             "with slots (P, 0), or keep this one in our own format"
         )
     collapsed = prompt.collapse() if isinstance(prompt, PTuning) else prompt
-    config = {
-        "peft_type": PEFT_TYPE,
-        "task_type": "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
-        "inference_mode": True,
-        "num_virtual_tokens": collapsed.length,
-        "token_dim": collapsed.hidden_size,
-        "num_transformer_submodules": 1,
-        "encoder_reparameterization_type": "MLP",  # of no effect: peft builds no encoder in inference mode
-        "encoder_hidden_size": collapsed.hidden_size,
-    }
-    vectors = collapsed.vectors.detach().cpu().contiguous()
-    folder = Path(folder)
-    check_finite(vectors, folder)
-    atomic_write_bytes(folder / WEIGHTS_NAME, save({TENSOR_NAME: vectors}))
-    atomic_write_json(folder / CONFIG_NAME, config)
+    write_vectors(
+        collapsed(),
+        folder,
+        lm,
+        base_name=base_name,
+        peft_type=PEFT_TYPE,
+        encoder_reparameterization_type="MLP",  # of no effect: peft builds no encoder in inference mode
+        encoder_hidden_size=collapsed.hidden_size,
+    )
 
 
 def p_tuning_from_peft(folder: Path | str, lm: "FrozenLM") -> SlottedPrompt:
@@ -62,26 +51,5 @@ def p_tuning_from_peft(folder: Path | str, lm: "FrozenLM") -> SlottedPrompt:
 
     Raises: CheckpointError when a file is missing or damaged, of another peft type, or does not fit the LM.
     """
-    folder = Path(folder)
-    config = read_config(folder / CONFIG_NAME)
-    expected = "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"
-    found = config.get("peft_type"), config.get("task_type")
-    if found[0] != PEFT_TYPE or found[1] not in (expected, None):
-        raise CheckpointError(
-            f"{folder / CONFIG_NAME}: peft_type and task_type are {found}; expected {PEFT_TYPE} for a {expected}"
-        )
-    path = folder / WEIGHTS_NAME
-    tensors = read_safetensors(path)
-    rows, length = tensors.get(TENSOR_NAME), config.get("num_virtual_tokens")
-    if set(tensors) != {TENSOR_NAME} or rows is None or type(length) is not int or length < 1:
-        raise CheckpointError(
-            f"{path} holds {sorted(tensors)[:5]} for num_virtual_tokens {length!r}; expected {TENSOR_NAME!r} alone"
-        )
-    if rows.ndim != 2 or not len(rows) or len(rows) % length:
-        raise CheckpointError(
-            f"{path}: {TENSOR_NAME} is {list(rows.shape)}; expected {length} rows, or a multiple of it"
-        )
-    vectors = rows[:length].float()
-    check_finite(vectors, path)
-    check_width(vectors, lm, path)
-    return SlottedPrompt(vectors, (length, 0))
+    vectors = read_vectors(folder, lm, peft_type=PEFT_TYPE)
+    return SlottedPrompt(vectors, (len(vectors), 0))

@@ -90,7 +90,7 @@ def exported(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"peft_type": "PROMPT_TUNING"}, r"\('PROMPT_TUNING', 'CAUSAL_LM'\)"),
+        ({"peft_type": "PROMPT_TUNING"}, "peft_type is 'PROMPT_TUNING' and task_type is 'CAUSAL_LM'"),
         ({"task_type": "SEQ_2_SEQ_LM"}, "expected P_TUNING for a CAUSAL_LM"),
         ({"num_virtual_tokens": 3}, "expected 3 rows"),
         ({"num_virtual_tokens": "4"}, "num_virtual_tokens '4'"),
