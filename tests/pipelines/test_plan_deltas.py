@@ -84,9 +84,9 @@ def test_a_comparison(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     plan = json.loads(capsys.readouterr().out)
     config: Any = load_config(settings)
     assert [one["name"] for one in plan["methods"]] == ["soft", "lora", "pruned"]
-    assert all(one["runs"] == 2 * (2 + 1) for one in plan["methods"])  # two tasks: two seeds, and a second learning rate
+    assert all(one["runs"] == 2 * (2 + 1) for one in plan["methods"])  # tasks x (seeds + another rate)
     lora = describe(config.one(config.methods[1], config.tasks[0], 0, 0.01))
-    assert plan["methods"][1]["memory"] == lora["memory"] and plan["methods"][1]["flops"] == 5 * lora["flops"]
+    assert plan["methods"][1]["memory"] == lora["memory"] and plan["methods"][1]["flops"] == 6 * lora["flops"]
     assert plan["flops"] == sum(one["flops"] for one in plan["methods"])
     assert main(["train", str(written), "--dry-run"]) == 0
     assert "would compare" in capsys.readouterr().out
