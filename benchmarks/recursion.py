@@ -31,7 +31,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.config import Questions
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
+from pipelines.cost_types import Assumed
 from pipelines.evaluation.questions import read_questions
 from pipelines.evaluation.statistics import bootstrap, paired_bootstrap
 from pipelines.loader import load_config

@@ -355,8 +355,9 @@ def cost(
     loaded = _load(config, set_, None)
     hush(True)
     from pipelines import show
-    from pipelines.cost import Assumed, cost_table
     from pipelines.cost import cost as run
+    from pipelines.cost import cost_table
+    from pipelines.cost_types import Assumed
 
     found = run(loaded, Assumed(input_tokens=input_tokens, answer_tokens=answer_tokens))
     show.print_json(results(), found) if as_json else results().print(cost_table(found, title=config))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
 from frozenlm.encoder import LENGTH_WITHOUT_LIMIT
@@ -12,46 +10,33 @@ from frozenlm.task_heads import head_parameter_count
 from pipelines import config as c
 from pipelines.config_deltas import PrefixTuning, PTuningV2
 from pipelines.config_tasks import task_spec
-from pipelines.cost_deltas import DeltaSizes, delta_sizes, with_delta
+from pipelines.cost_deltas import delta_sizes, with_delta
+from pipelines.cost_types import Assumed, Component, Cost
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import model_config
 
 
-@dataclass(frozen=True)
-class EncoderCost:
-    """Of one text.
-
-    encoder: the frozen encoder by itself, and its FLOPs over `tokens`
-    head, head_flops: parameters of the head, all trained, and its FLOPs
-    delta, delta_flops: sizes of the delta, and what it adds to a pass; None and 0 without one
-    """
-
-    encoder: ModelShape
-    encoder_flops: int
-    tokens: int
-    head: int
-    head_flops: int
-    delta: DeltaSizes | None = None
-    delta_flops: int = 0
-    not_counted: list[str] = field(default_factory=list)
-
-
-def encoder_cost(config: c.Classification, input_tokens: int | None) -> EncoderCost:
-    """What one text of so many tokens costs; None is the longest that the config allows.
+def classification(config: c.Classification, assumed: Assumed) -> Cost:
+    """Of one text; without assumed tokens the longest that the config allows.
 
     Raises:
         ConfigError: a model that is not at hand, a task without a verbalizer, or a delta that does not fit.
     """
     model = meta_model(model_config(config.encoder, "encoder"), "encoder")
     shape = ModelShape.of_encoder(model)
-    tokens, width = text_tokens(config, shape, input_tokens), model.config.hidden_size
+    tokens, width = text_tokens(config, shape, assumed.input_tokens), model.config.hidden_size
     alone, labels = flops.encode(shape, tokens), len(label_names(config))
-    head = (head_parameter_count(width, labels), 2 * width * labels)
-    if config.delta is None:
-        return EncoderCost(shape, alone, tokens, *head)
-    sizes = delta_sizes(config.delta, model)
-    added = flops.encode(with_delta(config.delta, model, shape), tokens) - alone
-    return EncoderCost(shape, alone, tokens, *head, sizes, added, sizes.not_counted)
+    found = Cost(lm=shape, one_pass=alone)
+    found.components["encoder"] = Component(alone, shape.parameters)
+    if config.delta is not None:
+        sizes = delta_sizes(config.delta, model)
+        added = flops.encode(with_delta(config.delta, model, shape), tokens) - alone
+        found.components["delta"] = Component(added, sizes.served, sizes.trained)
+        found.not_counted += sizes.not_counted
+    head = head_parameter_count(width, labels)
+    found.components["head"] = Component(2 * width * labels, head, head)
+    found.assumptions["input_tokens"] = tokens
+    return found
 
 
 def text_tokens(config: c.Classification, shape: ModelShape, input_tokens: int | None) -> int:

@@ -11,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines.config import MethodComparison
+from pipelines.cost_types import Assumed
 from pipelines.cost_words import said, short
 
 KEYS = ("trained_parameters", "parameter_ratio", "flops_per_input", "flops_ratio_to_one_pass", "not_counted")
 
 
-def comparison_cost(config: MethodComparison, cost: Callable[..., dict[str, Any]], assumed: Any) -> dict[str, Any]:
+def comparison_cost(
+    config: MethodComparison, cost: Callable[..., dict[str, Any]], assumed: Assumed | None
+) -> dict[str, Any]:
     """Of every method what `cost` (`pipelines.cost`) says of it alone, with what is assumed there.
 
     Returns:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from frozenlm import cost as flops
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines.config_prompting import Contextual, sources
+from pipelines.cost_types import Assumed, Component, Cost
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import encoder_shape, lm_shape
 
 
-@dataclass(frozen=True)
-class PromptingCost:
-    """Of one question.
-
-    lm, one_pass: the frozen LM, and its FLOPs over the question alone, without demonstrations
-    parts: name -> the frozen model of which it is a part, where it is the first one, and FLOPs
-    """
-
-    lm: ModelShape
-    one_pass: int
-    parts: dict[str, tuple[ModelShape | None, int]]
-    assumptions: dict[str, Any]
-    not_counted: list[str]
-
-
-def prompting_cost(config: c.PromptingJob, input_tokens: int | None) -> PromptingCost:
-    """What one question of so many tokens costs; None is the most that the config allows.
+def prompting(config: c.PromptingJob, assumed: Assumed) -> Cost:
+    """Of one question; without assumed tokens the longest that the config allows.
 
     Demonstrations are taken to be as long as their budget, or else each as the question, as far as the window allows. A
     decoder-only LM reads those that are the same for all questions once, and so they cost a question its attention to
@@ -40,8 +23,8 @@ def prompting_cost(config: c.PromptingJob, input_tokens: int | None) -> Promptin
     """
     block = config.prompting
     lm, window = _shape(config)
-    tokens = config.input.max_tokens if input_tokens is None else input_tokens
-    if window is not None and input_tokens is None:
+    tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
+    if window is not None and assumed.input_tokens is None:
         tokens = min(tokens, window)
     if window is not None and tokens > window:
         raise ConfigError(f"{tokens} tokens of input do not fit: the LM reads {window}; assume fewer")
@@ -52,20 +35,21 @@ def prompting_cost(config: c.PromptingJob, input_tokens: int | None) -> Promptin
     once = before > 0 and not nearest and lm.kind == "decoder"
     templates = len(sources(block, config.task))
     each = lm.body.at(tokens, before=before) + lm.head if once else _read(lm, tokens + before)
-    parts: dict[str, tuple[ModelShape | None, int]] = {"questions": (lm, templates * each)}
+    found = Cost(lm=lm, one_pass=_read(lm, tokens))
+    found.components["questions"] = Component(templates * each, lm.parameters)
     calibration = block.calibration
     if calibration is not None and calibration.demonstrations and nearest:
         blanks = len(calibration.texts) if isinstance(calibration, Contextual) else 1
-        parts["calibration"] = (None, templates * blanks * each)
+        found.components["calibration"] = Component(templates * blanks * each)
     if nearest and config.encoder is not None:
         reader = encoder_shape(config.encoder, "encoder")
         read = min(tokens, config.encoder.max_length or tokens)
-        parts["encoder"] = (reader, flops.encode(reader, read, texts=templates))
-    assumptions = {"input_tokens": tokens, "demonstration_tokens": before, "templates": templates}
-    assumptions["demonstrations_read_once"] = once
-    missing = ["the further tokens of words that have several"] if block.pieces == "logprob" else []
-    missing += ["the masked LM's head"] if config.lm is None else []
-    return PromptingCost(lm, _read(lm, tokens), parts, assumptions, missing)
+        found.components["encoder"] = Component(flops.encode(reader, read, texts=templates), reader.parameters)
+    found.assumptions |= {"input_tokens": tokens, "demonstration_tokens": before, "templates": templates}
+    found.assumptions["demonstrations_read_once"] = once
+    found.not_counted += ["the further tokens of words that have several"] if block.pieces == "logprob" else []
+    found.not_counted += ["the masked LM's head"] if config.lm is None else []
+    return found
 
 
 def _shape(config: c.PromptingJob) -> tuple[ModelShape, int | None]:

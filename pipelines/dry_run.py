@@ -3,7 +3,7 @@ without loading a model.
 
 Weights and optimizer state are counted, activations estimated (`frozenlm.footprint`) at the longest row that the config
 allows: a full window and an answer as long as its reserve. How many tokens passages and questions have is assumed as in
-`pipelines.cost`.
+`frozenlm cost` (`pipelines.cost_types`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from frozenlm.footprint import encoder_activations, prompt_activations, step_byt
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines.config_prompting import NOTHING_TO_TRAIN
-from pipelines.cost import SPECIAL, Assumed, cost, input_tokens, said, short
+from pipelines.cost import cost
+from pipelines.cost_reading import input_tokens
+from pipelines.cost_types import SPECIAL, Assumed
+from pipelines.cost_words import said, short
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, pretrained_prompt, shown, soft_prompt

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 
 from pipelines.config import MethodComparison
-from pipelines.cost import Assumed
+from pipelines.cost_types import Assumed
 from pipelines.cost_words import said, short
 from pipelines.errors import ConfigError
 

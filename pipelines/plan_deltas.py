@@ -22,9 +22,9 @@ from frozenlm.shapes import ModelShape, parameter_count
 from frozenlm.task_heads import ClassificationHead
 from pipelines import config as c
 from pipelines.config_deltas import PartialLayers
-from pipelines.cost import Assumed
 from pipelines.cost_classification import label_names, text_tokens
 from pipelines.cost_deltas import delta_sizes, outlined_delta
+from pipelines.cost_types import Assumed
 from pipelines.cost_words import short
 from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, shown

@@ -9,7 +9,10 @@ from frozenlm.recursion import cost as flops
 from frozenlm.recursion.footprint import connector_shapes, loss_bytes, row_activations
 from pipelines import config as c
 from pipelines.build_recursion import sizes
-from pipelines.cost import Assumed, input_tokens, second_pass_tokens, short, textual_flops
+from pipelines.cost_reading import input_tokens
+from pipelines.cost_recursion import second_pass_tokens, textual_flops
+from pipelines.cost_types import Assumed
+from pipelines.cost_words import short
 from pipelines.errors import ConfigError
 from pipelines.plan import Plan, PlannedLM, at_once, shown, soft_prompt
 

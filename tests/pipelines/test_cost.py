@@ -13,7 +13,9 @@ from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
 from frozenlm.shapes import ModelShape
 from pipelines.cli import main
-from pipelines.cost import Assumed, cost, short
+from pipelines.cost import cost
+from pipelines.cost_types import Assumed
+from pipelines.cost_words import short
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from tests.toys import WINDOW, toy_model

@@ -17,8 +17,9 @@ from pipelines.build_classification import new_tuned
 from pipelines.build_deltas import new_delta
 from pipelines.cli import main
 from pipelines.config_deltas import DELTA_KINDS, Delta
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
 from pipelines.cost_deltas import delta_sizes, projection_flops, with_delta
+from pipelines.cost_types import Assumed
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from tests.pipelines import test_classification

@@ -11,7 +11,8 @@ from frozenlm.recursion.when import TunedThreshold
 from frozenlm.shapes import ModelShape
 from pipelines.build_recursion import save_threshold
 from pipelines.cli import main
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
+from pipelines.cost_types import Assumed
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from tests.pipelines.toy_recursion import make_world, settings, written

@@ -9,7 +9,8 @@ import pytest
 from pipelines import build_tasks
 from pipelines.build import frozen_lm
 from pipelines.cli import main
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
+from pipelines.cost_types import Assumed
 from pipelines.dry_run import describe
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config

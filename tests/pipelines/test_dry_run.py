@@ -14,7 +14,8 @@ from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
 from frozenlm.shapes import ModelShape
 from pipelines.cli import main
-from pipelines.cost import Assumed, short
+from pipelines.cost_types import Assumed
+from pipelines.cost_words import short
 from pipelines.dry_run import describe, plan_table
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config

@@ -10,8 +10,9 @@ from pipelines import cli
 from pipelines.comparison.figures import figures
 from pipelines.comparison.runs import compare_methods, read_results, runs
 from pipelines.comparison.show import write_report
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
 from pipelines.cost_comparison import comparison_cost
+from pipelines.cost_types import Assumed
 from pipelines.dry_run import describe
 from pipelines.errors import ConfigError
 from pipelines.evaluation.multitask import evaluate_multitask

@@ -10,7 +10,8 @@ from frozenlm.prompts.prompt_autoencoder import PromptAutoEncoder
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.prompts.task_prompts import TaskPrompts
 from pipelines import Pipeline, build_tasks
-from pipelines.cost import Assumed, cost
+from pipelines.cost import cost
+from pipelines.cost_types import Assumed
 from pipelines.dry_run import describe
 from pipelines.errors import CheckpointError, ConfigError, ShapeError
 from pipelines.training import train
