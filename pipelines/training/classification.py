@@ -16,11 +16,11 @@ from frozenlm.training import FitResult, fit
 from pipelines import config as c
 from pipelines.build import Log, frozen_encoder, module_folder
 from pipelines.build_classification import labelled_texts, new_tuned
-from pipelines.build_deltas import lower_states_counts
 from pipelines.errors import ConfigError
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.settings import loop_settings
+from pipelines.training.summary import of_loop, of_steps
 
 
 def train_classification(config: c.Classification, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -96,15 +96,8 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
         "trained_parameters": sum(p.numel() for p in tuned.parameters()),
         "examples": len(train),
         "inputs_cut": encoder.truncated - cut_before,
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "best_score": result.best_score,
-        "seconds": result.seconds,
-        "seconds_per_step": result.step_seconds / max(1, result.steps),
-        "saved_bytes": kept.most,
-        "lower_states": lower_states_counts(tuned.delta, log),
-        "already_trained": result.already_trained,
-        "history": result.history,
+        **of_loop(result),
+        **of_steps(result, kept, tuned.delta, log),
         "encoder_weights_changed": encoder.verify().changed,
     }
 

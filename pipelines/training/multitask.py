@@ -22,7 +22,6 @@ from frozenlm.training import FitResult, fit
 from pipelines import build_prompts, build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
-from pipelines.build_deltas import lower_states_counts
 from pipelines.errors import ConfigError
 from pipelines.evaluation.tasks import dev_scores
 from pipelines.surface import clean
@@ -33,6 +32,7 @@ from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.prompt_pretraining import begun
 from pipelines.training.settings import loop_settings
+from pipelines.training.summary import of_steps, summary
 
 
 def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -148,16 +148,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         "examples": len(examples),
         "inputs": len(known),
         **cut,
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "best_score": result.best_score,
-        "seconds": result.seconds,
-        "seconds_per_step": result.step_seconds / max(1, result.steps),
-        "saved_bytes": kept.most,
-        "lower_states": lower_states_counts(module, log),
-        "already_trained": result.already_trained,
-        "history": result.history,
-        "lm_weights_changed": result.verification.changed if result.verification is not None else None,
+        **summary(result),
+        **of_steps(result, kept, module, log),
         "encoder_weights_changed": encoder.verify().changed if encoder is not None else None,
     }
 

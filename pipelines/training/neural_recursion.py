@@ -24,8 +24,9 @@ from pipelines.build import Log, module_folder, soft_prompt
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.neural_recursion import modules, recurred
 from pipelines.training.initializers import initializer
-from pipelines.training.reader import Prepared, digest, first_example, prepare_both, summary, training_parts
+from pipelines.training.reader import Prepared, digest, first_example, prepare_both, training_parts
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.summary import summary
 from pipelines.training.when import check_tunable, tune_when
 
 

@@ -23,8 +23,8 @@ from pipelines import config as c
 from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import ConfigError, ShapeError
 from pipelines.training.plain_text import held_out, texts
-from pipelines.training.reader import summary
 from pipelines.training.settings import loop_settings
+from pipelines.training.summary import summary
 
 
 def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[str, Any]:

@@ -7,8 +7,6 @@ loss on them; the prompt of the config begins from the vectors of that step, wha
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 import torch
@@ -25,8 +23,9 @@ from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import CheckpointError, ConfigError
 from pipelines.training.initializers import initializer
 from pipelines.training.plain_text import held_out, texts
-from pipelines.training.reader import summary
+from pipelines.training.reader import digest
 from pipelines.training.settings import loop_settings
+from pipelines.training.summary import summary
 
 
 def pretrain_prompt(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -70,8 +69,8 @@ def pretrain_prompt(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         settings=loop_settings(block, config.seed),
         evaluate=lambda: -mean_loss(lm, prompt, dev, memory_cache=read),
         identity={
-            "examples": _digest(train),
-            "dev": _digest(dev),
+            "examples": digest(train),
+            "dev": digest(dev),
             "prompt": own.model_dump(mode="json", include={"length", "position", "init"}),
             **build_prompts.begins_with(config, own),
         },
@@ -126,8 +125,3 @@ def begun(config: c.Multitask) -> c.Multitask:
         )
     start = c.FromModule(kind="module", name=config.pretraining.name)
     return config.model_copy(update={"prompt": config.prompt.model_copy(update={"init": start})})
-
-
-def _digest(examples: list[Example]) -> str:
-    lines = json.dumps([[example.context, example.answer] for example in examples])
-    return hashlib.sha256(lines.encode()).hexdigest()

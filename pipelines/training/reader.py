@@ -30,6 +30,7 @@ from pipelines.packing import Packed
 from pipelines.pipeline import Pipeline
 from pipelines.training.initializers import initializer
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.summary import summary
 from retrievers.metrics import has_answer
 from retrievers.types import Hit
 
@@ -147,18 +148,6 @@ def fit_prompt(
     if cache is not None:
         log(cache.report())
     return prompt, result
-
-
-def summary(result: FitResult) -> dict[str, Any]:
-    """What every training says of its loop."""
-    return {
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "best_score": result.best_score,
-        "seconds": result.seconds,
-        "already_trained": result.already_trained,
-        "lm_weights_changed": result.verification.changed if result.verification is not None else None,
-    }
 
 
 def prepare_both(

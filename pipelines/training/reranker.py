@@ -19,6 +19,7 @@ from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.evaluation.questions import Question
 from pipelines.pipeline import Pipeline
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.summary import of_loop
 from retrievers.rerank_training import CrossEncoderTrainer, Mined, RankingExample, RankingQuestion, mine_negatives
 from retrievers.types import Passage
 
@@ -85,12 +86,7 @@ def train_reranker(config: c.RerankerJob, *, restart: bool, log: Log) -> dict[st
         "module": str(folder),
         "examples": len(mined.examples),
         "skipped": mined.without_positive + mined.without_negative,
-        "steps": result.steps,
-        "best_step": result.best_step,
-        "best_score": result.best_score,
-        "seconds": result.seconds,
-        "already_trained": result.already_trained,
-    }
+    } | of_loop(result)
 
 
 def _mine(

@@ -34,10 +34,10 @@ from pipelines.training.reader import (
     first_example,
     fit_prompt,
     prepare_both,
-    summary,
     training_parts,
 )
 from pipelines.training.settings import loop_settings, training_questions
+from pipelines.training.summary import summary
 from pipelines.training.when import check_tunable, tune_when
 from retrievers.files import sha256_json
 from retrievers.metrics import squad_normalized
