@@ -20,23 +20,21 @@ Shapes: B rows, S sources, P soft tokens, H hidden size, r width of the network.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Position, PromptInput
-from frozenlm.prompts.saved import fill_exactly
+from frozenlm.prompts.saved import SavedPrompt, fill_exactly
 from frozenlm.prompts.soft_prompt import SoftPrompt
 from frozenlm.prompts.task_prompts import TaskPrompts, Unseen
 from frozenlm.prompts.text_vectors import TextVectors
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -45,7 +43,7 @@ KIND = "attempt"
 ANY_TASK = "any"
 
 
-class Attempt(nn.Module):
+class Attempt(SavedPrompt):
     """A target prompt plus a mixture of frozen source prompts and itself, weighed anew for each input.
 
     lm: gives embeddings; never a part of what is trained
@@ -59,6 +57,7 @@ class Attempt(nn.Module):
         range.
     """
 
+    KIND = KIND
     sources: Tensor
 
     def __init__(
@@ -172,43 +171,28 @@ class Attempt(nn.Module):
         parts = flat.split([len(one) for one in ids])
         return torch.stack([part.amax(dim=0) if len(part) else flat.new_zeros(flat.shape[1]) for part in parts])
 
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """Each input's prompt as a piece of its row."""
-        return [Soft(vectors) for vectors in self(inputs)]
-
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         return f"sources={len(self.sources)}, width={self.down.shape[1]}, temperature={self.temperature:g}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes what is trained and the source prompts, with the fingerprint of the LM they belong to.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        config = self.targets.settings() | {"sources": len(self.sources), "width": self.down.shape[1]}
-        config["temperature"] = self.temperature
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+    def settings(self) -> dict[str, Any]:
+        """Those of the targets, and sizes."""
+        sizes = {"sources": len(self.sources), "width": self.down.shape[1], "temperature": self.temperature}
+        return self.targets.settings() | sizes
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "Attempt":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept a module that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `SavedPrompt.from_saved`."""
         start = "targets."
         own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-        targets = TaskPrompts.from_saved(own, config, lm, folder)
+        targets = TaskPrompts.from_saved(own, config, lm, where)
         sources, down, temperature = tensors.get("sources"), tensors.get("down"), config.get("temperature")
         if sources is None or down is None or down.ndim != 2 or type(temperature) not in (int, float):
-            raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected an ATTEMPT module")
-        try:
-            module = cls(lm, sources, targets, width=down.shape[1], temperature=temperature)
-        except (ConfigError, ShapeError) as error:
-            raise CheckpointError(f"{folder} holds an impossible ATTEMPT module: {error}") from error
-        fill_exactly(module, tensors, folder)
+            raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected an ATTEMPT module")
+        module = cls(lm, sources, targets, width=down.shape[1], temperature=temperature)
+        fill_exactly(module, tensors, where)
         return module
 
 

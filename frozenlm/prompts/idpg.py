@@ -16,19 +16,18 @@ Shapes: B rows, P soft tokens, H hidden size of the LM, E of the encoder, d bott
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from frozenlm.checkpoint import load_module, save_module
+from frozenlm.checkpoint import load_module
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Position, PromptInput
-from frozenlm.prompts.saved import check_encoder, fill_exactly
+from frozenlm.prompts.saved import SavedPrompt, check_encoder, fill_exactly
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
 from frozenlm.prompts.text_vectors import TextVectors
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 KIND = "idpg"
 
 
-class IDPG(nn.Module):
+class IDPG(SavedPrompt):
     """A prompt generated from a frozen sentence vector, on top of a prompt for all inputs.
 
     encoder: makes m(x); never a part of what is trained
@@ -49,6 +48,8 @@ class IDPG(nn.Module):
 
     Raises: ShapeError, ConfigError for a bad prompt, size or position.
     """
+
+    KIND = KIND
 
     def __init__(
         self,
@@ -130,27 +131,19 @@ class IDPG(nn.Module):
         """Which texts the encoder cannot read whole."""
         return self.encoder.too_long([one.text for one in inputs])
 
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """Each input's prompt as a piece of its row."""
-        return [Soft(vectors) for vectors in self(inputs)]
-
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         sizes = f"length={self.length}, hidden_size={self.hidden_size}, bottleneck={len(self.bias)}"
         return f"{sizes}, phm={len(self.down)}, position={self.position!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes what is trained, with the fingerprints of the LM and the encoder it belongs to.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
+    def settings(self) -> dict[str, Any]:
+        """Position, encoder and sizes."""
         sizes = {"length": self.length, "hidden_size": self.hidden_size}
         sizes |= {"bottleneck": len(self.bias), "phm": len(self.down)}
-        config = {"position": self.position, "encoder_fingerprint": self.encoder.fingerprint, **sizes}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+        return {"position": self.position, "encoder_fingerprint": self.encoder.fingerprint, **sizes}
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # it writes nothing without the encoder it was trained on
         cls, folder: Path | str, lm: "FrozenLM", encoder: "FrozenEncoder", *, allow_other_lm: bool = False
     ) -> "IDPG":
         """Reads what `save` wrote.

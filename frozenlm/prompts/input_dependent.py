@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from torch import Tensor, nn
 
-from frozenlm.checkpoint import load_module, save_module
+from frozenlm.checkpoint import load_module
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.prompts.initializers import Initializer, embedding_scale, sampled_embeddings
 from frozenlm.prompts.input_dependent_sizes import PAPER, Sizes
 from frozenlm.prompts.interface import Position, PromptInput
 from frozenlm.prompts.resampler import Resampler
-from frozenlm.prompts.saved import check_encoder, fill_exactly
+from frozenlm.prompts.saved import SavedPrompt, check_encoder, fill_exactly
 from frozenlm.prompts.soft_prompt import SoftPrompt
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
@@ -42,7 +41,7 @@ KIND = "input_dependent_prompt"
 BESIDE_ANCHOR = 0.1  # size of what is generated at the start, in embeddings' sizes; 1 where there is no anchor
 
 
-class InputDependentPrompt(nn.Module):
+class InputDependentPrompt(SavedPrompt):
     """A prompt written for each input from what a frozen encoder makes of its text.
 
     Made from sizes alone it begins with an encoder prompt and an anchor of zeros and has no encoder: enough to count
@@ -56,6 +55,8 @@ class InputDependentPrompt(nn.Module):
 
     Raises: ConfigError for an unknown position, a scale that is not above 0, or an encoder that does not fit the sizes.
     """
+
+    KIND = KIND
 
     def __init__(
         self,
@@ -163,29 +164,23 @@ class InputDependentPrompt(nn.Module):
             raise ConfigError("this prompt was made from sizes alone and has no encoder; use `create` or `load`")
         return self.encoder.too_long([one.text for one in inputs], self.sizes.encoder_prompt)
 
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """Each input's prompt as a piece of its row."""
-        return [Soft(vectors) for vectors in self(inputs)]
-
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         shown = ", ".join(f"{name}={value!r}" for name, value in asdict(self.sizes).items() if value is not None)
         return f"{shown}, position={self.position!r}, trained={self.sizes.parameters:,}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes what is trained, with the fingerprints of the LM and the encoder it belongs to.
+    def settings(self) -> dict[str, Any]:
+        """Sizes, position, scale and encoder.
 
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written; ConfigError
-            without an encoder.
+        Raises: ConfigError without an encoder.
         """
         if self.encoder is None:
             raise ConfigError("this prompt was made from sizes alone and belongs to no encoder; use `create`")
-        config = {**asdict(self.sizes), "position": self.position, "scale": self.scale}
-        config["encoder_fingerprint"] = self.encoder.fingerprint
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+        own = {"position": self.position, "scale": self.scale, "encoder_fingerprint": self.encoder.fingerprint}
+        return {**asdict(self.sizes), **own}
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # it writes nothing without the encoder it was trained on
         cls, folder: Path | str, lm: "FrozenLM", encoder: "FrozenEncoder", *, allow_other_lm: bool = False
     ) -> "InputDependentPrompt":
         """Reads what `save` wrote.

@@ -23,6 +23,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.fingerprint import digest_tensors, fingerprint
 from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.interface import Position
+from frozenlm.prompts.saved import SavedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class PromptDecoder:
         return vectors.view(self.length, self.hidden_size)
 
 
-class IntrinsicPrompt(ConstantPrompt):
+class IntrinsicPrompt(ConstantPrompt, SavedPrompt):
     """A prompt that is d trained numbers for a frozen decoder.
 
     decoder: makes the prompt; never a part of what is trained

@@ -24,6 +24,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Position
+from frozenlm.prompts.saved import SavedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Form = Literal["factors", "projection"]
 LINEAR = 0.1  # largest number given to the tanh at the start, where it is off by less than a third of a percent
 
 
-class LowRankPrompt(ConstantPrompt):
+class LowRankPrompt(ConstantPrompt, SavedPrompt):
     """A prompt [P, H] as the product of two trained matrices.
 
     left: U where it begins; copied
@@ -137,7 +138,7 @@ class LowRankPrompt(ConstantPrompt):
     def from_saved(
         cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
     ) -> Self:
-        """As `ConstantPrompt.from_saved`."""
+        """As `SavedPrompt.from_saved`."""
         names = {"left", "right", "initial"} if config.get("form") == "projection" else {"left", "right"}
         if set(tensors) != names or config.get("position") not in get_args(Position):
             raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected {sorted(names)}")

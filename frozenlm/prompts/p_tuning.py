@@ -27,7 +27,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Place, PromptInput
-from frozenlm.prompts.saved import fill_exactly
+from frozenlm.prompts.saved import SavedPrompt, fill_exactly
 from frozenlm.prompts.slots import Slots, SlottedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
 from frozenlm.rows import Row
@@ -39,7 +39,7 @@ KIND = "p_tuning"
 Form = Literal["lama", "fewshot", "mlp"]
 
 
-class PTuning(ConstantPrompt):
+class PTuning(ConstantPrompt, SavedPrompt):
     """Soft tokens in the slots of a template, written by a prompt encoder.
 
     hidden_size: H
@@ -156,7 +156,7 @@ class PTuning(ConstantPrompt):
     def from_saved(
         cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
     ) -> Self:
-        """As `ConstantPrompt.from_saved`."""
+        """As `SavedPrompt.from_saved`."""
         embedding, slots, form = tensors.get("embedding"), config.get("slots"), config.get("form")
         if embedding is None or not isinstance(slots, list) or form is None or form not in get_args(Form):
             raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected a P-tuning module")

@@ -18,21 +18,19 @@ Shapes: B rows, T tasks, P soft tokens, H hidden size, d size of a code, d' of t
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.lm_tasks import Example, Unit, prompt_loss
 from frozenlm.prompts.interface import Position, PromptInput
 from frozenlm.prompts.intrinsic import PromptDecoder
-from frozenlm.prompts.saved import fill_exactly
+from frozenlm.prompts.saved import SavedPrompt, fill_exactly
 from frozenlm.prompts.soft_prompt import check_width
 from frozenlm.prompts.task_prompts import TaskPrompts
-from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -42,7 +40,7 @@ DIMENSION = 250
 WEIGHT = 200.0
 
 
-class PromptAutoEncoder(nn.Module):
+class PromptAutoEncoder(SavedPrompt):
     """Rebuilds each task's prompt through d numbers; as a prompt method, it gives a row its task's rebuilt prompt.
 
     prompts: task -> trained [P, H], all of one shape; copied, and frozen
@@ -55,6 +53,7 @@ class PromptAutoEncoder(nn.Module):
         that are not matrices of one shape.
     """
 
+    KIND = KIND
     prompts: Tensor
 
     def __init__(
@@ -141,10 +140,6 @@ class PromptAutoEncoder(nn.Module):
         rebuilt = self.decode(self.encode(self.prompts[distinct]))
         return rebuilt[[distinct.index(place) for place in places]]
 
-    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
-        """Each input's rebuilt prompt as a piece of its row."""
-        return [Soft(vectors) for vectors in self(inputs)]
-
     def penalty(self) -> Tensor:
         """What the training loss has a unit beside the task's own: weight x the mean squared error of rebuilding."""
         return self.weight * functional.mse_loss(self.decode(self.encode(self.prompts)), self.prompts)
@@ -167,38 +162,27 @@ class PromptAutoEncoder(nn.Module):
         """What `print(module)` shows."""
         return f"tasks={len(self.tasks)}, length={self.length}, dimension={self.dimension}, position={self.position!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes the auto-encoder and the prompts that it was trained on, with the LM's fingerprint.
-
-        Raises: CheckpointError when it holds non-finite or huge numbers, or the folder cannot be written.
-        """
+    def settings(self) -> dict[str, Any]:
+        """Tasks, position, weight and sizes."""
         sizes = {"dimension": self.dimension, "hidden": self.hidden.out_features}
-        config = {"tasks": list(self.tasks), "position": self.position, "weight": self.weight, **sizes}
-        save_module(folder, self.state_dict(), config, lm_fingerprint=lm.fingerprint, kind=KIND)
+        return {"tasks": list(self.tasks), "position": self.position, "weight": self.weight, **sizes}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "PromptAutoEncoder":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept one that was trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """As `SavedPrompt.from_saved`."""
         prompts, tasks, middle = tensors.get("prompts"), config.get("tasks"), tensors.get("hidden.weight")
         named = isinstance(tasks, list) and all(isinstance(task, str) and task for task in tasks)
         sound = named and prompts is not None and prompts.ndim == 3 and len(prompts) == len(set(tasks or []))
         if prompts is None or middle is None or middle.ndim != 2 or not sound:
-            raise CheckpointError(f"{folder} holds {sorted(tensors)} with {config}; expected a prompt auto-encoder")
+            raise CheckpointError(f"{where} holds {sorted(tensors)} with {config}; expected a prompt auto-encoder")
         if config.get("position") not in get_args(Position) or not isinstance(config.get("weight"), int | float):
-            raise CheckpointError(f"{folder} holds {config}; expected a position of {get_args(Position)}, and a weight")
-        check_width(prompts[0], lm, folder)
+            raise CheckpointError(f"{where} holds {config}; expected a position of {get_args(Position)}, and a weight")
+        check_width(prompts[0], lm, where)
         own, (hidden, dimension) = dict(zip(tasks or [], prompts, strict=True)), middle.shape
-        try:
-            module = cls(own, dimension=dimension, hidden=hidden, weight=config["weight"], position=config["position"])
-        except (ConfigError, ShapeError) as error:
-            raise CheckpointError(f"{folder} holds an impossible prompt auto-encoder: {error}") from error
-        fill_exactly(module, tensors, folder)
+        module = cls(own, dimension=dimension, hidden=hidden, weight=config["weight"], position=config["position"])
+        fill_exactly(module, tensors, where)
         return module
 
 

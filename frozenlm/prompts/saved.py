@@ -1,15 +1,69 @@
-"""What loading a prompt generator checks beyond `frozenlm.checkpoint`: its tensors' names and shapes, its encoder."""
+"""How a trained prompt method is saved and loaded, and what loading checks beyond `frozenlm.checkpoint`: the names and
+shapes of its tensors, its encoder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from frozenlm.errors import CheckpointError
+from frozenlm.checkpoint import load_module, save_module
+from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.prompts.interface import PromptInput
+from frozenlm.rows import Soft
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
+    from frozenlm.lm import FrozenLM
+
+
+class SavedPrompt(nn.Module):
+    """A trained prompt method: `forward(inputs)` gives [B, P, H].
+
+    It says its `KIND`, its `settings`, and what it makes of them and its tensors: `from_saved`.
+    """
+
+    KIND: ClassVar[str]
+
+    def segments(self, inputs: Sequence[PromptInput]) -> list[Soft]:
+        """Each input's prompt as a piece of its row."""
+        return [Soft(vectors) for vectors in self(inputs)]
+
+    def settings(self) -> dict[str, Any]:
+        """What `from_saved` needs besides the tensors, as JSON values."""
+        raise NotImplementedError
+
+    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
+        """Writes the tensors and the settings, with the fingerprint of the LM they belong to.
+
+        Raises: CheckpointError when a tensor holds non-finite or huge numbers, or the folder cannot be written.
+        """
+        save_module(folder, self.state_dict(), self.settings(), lm_fingerprint=lm.fingerprint, kind=self.KIND)
+
+    @classmethod
+    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> Self:
+        """Reads what `save` wrote.
+
+        allow_other_lm: accept a prompt that was trained for an LM with other weights (of the same hidden size)
+
+        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
+        """
+        fingerprint = lm.fingerprint
+        tensors, config = load_module(folder, kind=cls.KIND, lm_fingerprint=fingerprint, allow_other_lm=allow_other_lm)
+        try:
+            return cls.from_saved(tensors, config, lm, folder)
+        except (ConfigError, ShapeError) as error:
+            raise CheckpointError(f"{folder} holds an impossible {cls.__name__}: {error}") from error
+
+    @classmethod
+    def from_saved(
+        cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
+    ) -> Self:
+        """From a `state_dict` and `settings`; `where` is for messages.
+
+        Raises: CheckpointError, ConfigError, ShapeError when they do not fit each other or the LM.
+        """
+        raise NotImplementedError
 
 
 def fill_exactly(module: nn.Module, tensors: Mapping[str, Tensor], where: Path | str) -> None:

@@ -19,6 +19,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Place, PromptInput
+from frozenlm.prompts.saved import SavedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
 from frozenlm.rows import Row, Segment, Soft
 
@@ -79,7 +80,7 @@ class Slots:
         return [*soft[0], *behind]
 
 
-class SlottedPrompt(ConstantPrompt):
+class SlottedPrompt(ConstantPrompt, SavedPrompt):
     """P trained vectors in the slots of a template; what P-tuning collapses to.
 
     vectors: [P, H] where they begin, slot after slot; copied
@@ -146,7 +147,7 @@ class SlottedPrompt(ConstantPrompt):
     def from_saved(
         cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
     ) -> Self:
-        """As `ConstantPrompt.from_saved`."""
+        """As `SavedPrompt.from_saved`."""
         vectors, slots = tensors.get("vectors"), config.get("slots")
         if set(tensors) != {"vectors"} or vectors is None or not isinstance(slots, list):
             raise CheckpointError(f"{where} holds {sorted(tensors)} and {config}; expected only vectors, and slots")

@@ -21,6 +21,7 @@ from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.constant import ConstantPrompt
 from frozenlm.prompts.initializers import Initializer, from_sampled_vocabulary
 from frozenlm.prompts.interface import Position, placed
+from frozenlm.prompts.saved import SavedPrompt
 from frozenlm.rows import Row, Segment
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 KIND = "soft_prompt"
 
 
-class SoftPrompt(ConstantPrompt):
+class SoftPrompt(ConstantPrompt, SavedPrompt):
     """P trained vectors in front of the text or behind it.
 
     vectors: [P, H] where they begin; copied
@@ -109,7 +110,7 @@ class SoftPrompt(ConstantPrompt):
     def from_saved(
         cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
     ) -> Self:
-        """As `ConstantPrompt.from_saved`."""
+        """As `SavedPrompt.from_saved`."""
         vectors = tensors.get("vectors")
         if set(tensors) != {"vectors"} or vectors is None or config.get("position") not in get_args(Position):
             raise CheckpointError(f"{where} holds {sorted(tensors)} and {config}; expected only vectors and a position")

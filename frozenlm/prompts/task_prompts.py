@@ -10,15 +10,15 @@ Shapes: B rows, T tasks, P soft tokens, H hidden size.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from frozenlm.checkpoint import load_module, save_module
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
 from frozenlm.prompts.initializers import Initializer
 from frozenlm.prompts.interface import Position, PromptInput
+from frozenlm.prompts.saved import SavedPrompt
 from frozenlm.prompts.soft_prompt import SoftPrompt, check_width
 from frozenlm.rows import Soft
 
@@ -29,7 +29,7 @@ KIND = "task_prompts"
 Unseen = Literal["error", "mean"]
 
 
-class TaskPrompts(nn.Module):
+class TaskPrompts(SavedPrompt):
     """A prompt of P trained vectors for each task, chosen by `PromptInput.task`.
 
     prompts: task -> [P, H] where it begins; copied. Prompts that were trained one by one can be joined here
@@ -39,6 +39,8 @@ class TaskPrompts(nn.Module):
     Raises: ConfigError without a task, for an unknown setting or values that are not finite; ShapeError for prompts
         that are not matrices of one shape.
     """
+
+    KIND = KIND
 
     def __init__(
         self, prompts: Mapping[str, Tensor], *, position: Position = "suffix", unseen: Unseen = "error"
@@ -123,37 +125,16 @@ class TaskPrompts(nn.Module):
         """What `print(prompts)` shows."""
         return f"tasks={len(self.tasks)}, length={self.length}, position={self.position!r}, unseen={self.unseen!r}"
 
-    def save(self, folder: Path | str, lm: "FrozenLM") -> None:
-        """Writes the prompts with the fingerprint of the LM they belong to.
-
-        Raises: CheckpointError when one holds non-finite or huge numbers, or the folder cannot be written.
-        """
-        save_module(folder, self.state_dict(), self.settings(), lm_fingerprint=lm.fingerprint, kind=KIND)
-
     def settings(self) -> dict[str, Any]:
-        """What `from_saved` needs besides the tensors, as JSON values."""
+        """Tasks, position, what unseen tasks get, and sizes."""
         sizes = {"length": self.length, "hidden_size": self.hidden_size}
         return {"tasks": list(self.tasks), "position": self.position, "unseen": self.unseen, **sizes}
 
     @classmethod
-    def load(cls, folder: Path | str, lm: "FrozenLM", *, allow_other_lm: bool = False) -> "TaskPrompts":
-        """Reads what `save` wrote.
-
-        allow_other_lm: accept prompts that were trained for an LM with other weights (of the same hidden size)
-
-        Raises: CheckpointError when it is missing, damaged, unsafe, or was trained for another LM.
-        """
-        tensors, config = load_module(folder, kind=KIND, lm_fingerprint=lm.fingerprint, allow_other_lm=allow_other_lm)
-        return cls.from_saved(tensors, config, lm, folder)
-
-    @classmethod
     def from_saved(
         cls, tensors: Mapping[str, Tensor], config: Mapping[str, Any], lm: "FrozenLM", where: Path | str
-    ) -> "TaskPrompts":
-        """From a `state_dict` and `settings`; `where` is for messages.
-
-        Raises: CheckpointError when they do not fit each other or the LM.
-        """
+    ) -> Self:
+        """As `SavedPrompt.from_saved`."""
         tasks = config.get("tasks")
         names = tasks if isinstance(tasks, list) and all(isinstance(task, str) and task for task in tasks) else []
         keys = [f"prompts.{number}" for number in range(len(names))]
