@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import cli, stages
+from pipelines import cli_answer, stages
 from pipelines.cli import main
 from retrievers.errors import IndexMismatchError
 from tests.documents import CHECKOUT, environment
@@ -212,7 +212,7 @@ def _fails_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def load(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(cli, "_load", load)
+    monkeypatch.setattr(cli_answer, "load", load)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_interrupting_a_running_command(job: Path, tmp_path: Path) -> None:
     )
     try:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write("what is the capital of france\n" * (cli.ASK_CHUNK + 1))
+        process.stdin.write("what is the capital of france\n" * (cli_answer.ASK_CHUNK + 1))
         process.stdin.flush()
         assert json.loads(process.stdout.readline())["answer"] is not None
         process.send_signal(signal.SIGINT)

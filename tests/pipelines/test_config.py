@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import config as c
-from pipelines.cli import schema_text
+from pipelines.cli_check import schema_text
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 

@@ -1,0 +1,109 @@
+"""The commands that train and exchange what is trained: `train`, `pretrain`, `export`, `import`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.cli_jobs import load, show_figures
+from pipelines.cli_options import ConfigArg, DryOpt, JsonOpt, QuietOpt, RestartOpt, SetOpt, WorkspaceOpt
+from pipelines.console import hush, logger, results
+
+
+class PeftFormat(StrEnum):
+    """Formats of other libraries."""
+
+    peft = "peft"
+
+
+FormatOpt = Annotated[PeftFormat, typer.Option("--format", help="Whose format.")]
+
+
+def train(
+    config: ConfigArg,
+    restart: RestartOpt = False,
+    dry_run: DryOpt = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Train the config's prompts, connector or re-ranker. Goes on where an interrupted run stopped."""
+    loaded = load(config, set_, workspace)
+    hush(quiet)
+    if dry_run:
+        _show_plan(loaded, as_json)
+        return
+    from pipelines.training import train as run
+
+    summary = run(loaded, restart=restart, log=logger(quiet))
+    show_figures(summary, "trained", as_json=as_json)
+
+
+def pretrain(
+    config: ConfigArg,
+    restart: RestartOpt = False,
+    dry_run: DryOpt = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Pretrain the config's connector or prompt on plain text. Goes on where an interrupted run stopped."""
+    loaded = load(config, set_, workspace)
+    hush(quiet)
+    if dry_run:
+        _show_plan(loaded, as_json, pretrain=True)
+        return
+    from pipelines.training import pretrain as run
+
+    summary = run(loaded, restart=restart, log=logger(quiet))
+    show_figures(summary, "pretrained", as_json=as_json)
+
+
+def export(
+    config: ConfigArg,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
+    format_: FormatOpt = PeftFormat.peft,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Write what the config has trained as another library reads it."""
+    loaded = load(config, set_, workspace)
+    hush(quiet)
+    from pipelines.peft_exchange import export_peft
+
+    done = export_peft(loaded, out, log=logger(quiet))
+    show_figures(done, "exported", as_json=as_json)
+
+
+def import_(
+    config: ConfigArg,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What the other library wrote.")],
+    format_: FormatOpt = PeftFormat.peft,
+    restart: Annotated[bool, typer.Option("--restart", help="Replace what has been trained or imported.")] = False,
+    as_json: JsonOpt = False,
+    set_: SetOpt = None,
+    workspace: WorkspaceOpt = None,
+    quiet: QuietOpt = False,
+) -> None:
+    """Read what another library has trained into the workspace, as what the config would have trained."""
+    loaded = load(config, set_, workspace)
+    hush(quiet)
+    from pipelines.peft_exchange import import_peft
+
+    done = import_peft(loaded, folder, restart=restart, log=logger(quiet))
+    show_figures(done, "imported", as_json=as_json)
+
+
+def _show_plan(config: Any, as_json: bool, *, pretrain: bool = False) -> None:
+    from pipelines.dry_run import describe, plan_table
+    from pipelines.show import print_json
+
+    plan = describe(config, pretrain=pretrain)
+    print_json(results(), plan) if as_json else results().print(plan_table(plan))
