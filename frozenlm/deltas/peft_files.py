@@ -10,7 +10,6 @@ only layers and shapes are checked.
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -21,7 +20,7 @@ from frozenlm.deltas.attach import Host, key, target_modules
 from frozenlm.deltas.lora import ADAPTER, PeftDelta
 from frozenlm.deltas.peft_methods import method_of
 from frozenlm.errors import CheckpointError, ConfigError
-from frozenlm.prompts.peft_format import CONFIG_NAME, WEIGHTS_NAME, check_finite, read_config
+from frozenlm.prompts.peft_format import CONFIG_NAME, WEIGHTS_NAME, check_finite, read_config, task_type
 from frozenlm.prompts.saved import fill_exactly
 
 PREFIX = "base_model.model."
@@ -44,7 +43,7 @@ def export_peft(delta: PeftDelta, folder: Path | str, lm: Host, *, base_name: st
     folder, config = Path(folder), delta.peft_config().to_dict()
     config |= {
         "peft_type": config["peft_type"].value,
-        "task_type": _task_type(lm),
+        "task_type": task_type(lm),
         "base_model_name_or_path": base_name or lm.model.name_or_path,
         "inference_mode": True,
         **{name: sorted(value) for name, value in config.items() if isinstance(value, set)},
@@ -122,8 +121,3 @@ def _is_meant(name: str, modules: str | Iterable[str] | None) -> bool:
     if isinstance(modules, str):
         return re.fullmatch(modules, name) is not None
     return any(f".{name}".endswith(f".{module}") for module in modules or ())
-
-
-def _task_type(lm: Any) -> str:
-    kinds = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
-    return kinds.get(getattr(lm, "kind", ""), "FEATURE_EXTRACTION")

@@ -60,7 +60,7 @@ def write_vectors(
     length, hidden_size = vectors.shape
     config = {
         "peft_type": peft_type,
-        "task_type": _task_type(lm),
+        "task_type": task_type(lm),
         "base_model_name_or_path": base_name,
         "inference_mode": True,
         "num_virtual_tokens": length,
@@ -82,10 +82,10 @@ def read_vectors(folder: Path | str, lm: "FrozenLM", *, peft_type: str) -> Tenso
     config_path, path = Path(folder) / CONFIG_NAME, Path(folder) / WEIGHTS_NAME
     config = read_config(config_path)
     kind, task, length = (config.get(name) for name in ("peft_type", "task_type", "num_virtual_tokens"))
-    if kind != peft_type or task not in (_task_type(lm), None):
+    if kind != peft_type or task not in (task_type(lm), None):
         raise CheckpointError(
             f"{config_path}: peft_type is {kind!r} and task_type is {task!r}; expected {peft_type} for a "
-            f"{_task_type(lm)}"
+            f"{task_type(lm)}"
         )
     tensors = read_safetensors(path)
     if set(tensors) != {TENSOR_NAME}:
@@ -131,5 +131,7 @@ def check_finite(vectors: Any, where: Path) -> None:
         raise CheckpointError(f"{where}: the largest number is {largest}; expected finite ones up to {MAX_MAGNITUDE:g}")
 
 
-def _task_type(lm: "FrozenLM") -> str:
-    return "SEQ_2_SEQ_LM" if lm.kind == "encoder-decoder" else "CAUSAL_LM"
+def task_type(host: Any) -> str:
+    """peft's word for what a host is."""
+    kinds = {"decoder": "CAUSAL_LM", "encoder-decoder": "SEQ_2_SEQ_LM"}
+    return kinds.get(getattr(host, "kind", ""), "FEATURE_EXTRACTION")
