@@ -1,14 +1,19 @@
-"""The config blocks of a comparison of methods: each on each task, with several seeds, beside full fine-tuning."""
+"""The config of a comparison of methods: each on each task, with several seeds, beside full fine-tuning."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from pipelines.config_classification import Classification
 from pipelines.config_deltas import Delta
-from pipelines.config_prompting import Prompting
-from pipelines.config_tasks import Prompt
+from pipelines.config_job import Job
+from pipelines.config_multitask import Multitask
+from pipelines.config_prompting import Prompting, PromptingInput, PromptingJob, check_prompting
+from pipelines.config_prompts import FrozenEncoder, Prompt
+from pipelines.config_reading import LM, Generation, Surface
+from pipelines.config_tasks import TaskBlock, TaskEvaluation, TaskInput, TaskTraining
 from pipelines.config_values import Block, Name, Positive, Rate
 
 ZERO_SHOT = "zero_shot"  # what the results of the LM as it is go by
@@ -66,7 +71,7 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
 
     Args:
         encoder: whether the methods stand around an encoder.
-        pairs: see `config.MethodComparison`.
+        pairs: see `MethodComparison`.
 
     Raises:
         ValueError: nothing to compare, two of one name, a method for another kind of host, or pairs of no task.
@@ -83,3 +88,73 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
             raise ValueError(f"a method is called {ZERO_SHOT!r}, as the LM without one is; give it another name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")
+
+
+class MethodComparison(Job):
+    """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds, around `lm`, or
+    without one around `encoder` (which beside an LM serves prompts that are written from it, and chooses
+    demonstrations). A method may also be a `prompting`, which is not trained. `reference` names the method that the
+    others are held against; `transfer` also measures what was trained for one task on the others; `pairs` words the
+    second texts of an encoder's tasks, by task."""
+
+    kind: Literal["method_comparison"]
+    lm: LM | None = None
+    encoder: FrozenEncoder | None = None
+    methods: list[ComparedMethod]
+    reference: Name | None = None
+    tasks: list[TaskBlock]
+    pairs: dict[Name, str] = {}
+    seeds: Positive = 3
+    transfer: bool = False
+    input: TaskInput = TaskInput()
+    generation: Generation = Generation()
+    surface: Surface = Surface()
+    training: TaskTraining
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.lm is None and (self.encoder is None or self.transfer):
+            raise ValueError("a comparison needs an lm or an encoder; transfer needs an lm: a head knows one task")
+        check_comparison(self.methods, self.tasks, encoder=self.lm is None, pairs=self.pairs)
+        names = [method.name for method in self.methods]
+        if self.reference is not None and self.reference not in names:
+            raise ValueError(f"reference is {self.reference!r}; the methods here are {names}")
+        for method in self.methods:
+            for task in self.tasks:
+                if method.prompting is not None:
+                    about: dict[str, Any] = {"encoder": self.encoder is not None, "evaluation": self.evaluation}
+                    check_prompting(method.prompting, task, **about)
+            self.one(method, self.tasks[0], self.seeds - 1)
+        return self
+
+    def one(
+        self, method: ComparedMethod, task: TaskBlock, seed: int, learning_rate: float | None = None
+    ) -> Multitask | Classification | PromptingJob:
+        """The config of a single run: one method, one task. Without a learning rate it has the method's first."""
+        common: dict[str, Any] = {"seed": self.seed + seed, "workspace": self.workspace}
+        common |= {"evaluation": self.evaluation, "encoder": self.encoder}
+        if method.prompting is not None:
+            room = PromptingInput(max_tokens=self.input.max_tokens)
+            return PromptingJob(
+                kind="prompting", lm=self.lm, task=task, prompting=method.prompting, input=room, **common
+            )
+        rate = method.learning_rates[0] if learning_rate is None else learning_rate
+        steps = method.steps or self.training.steps
+        common["training"] = self.training.model_copy(update={"learning_rate": rate, "steps": steps})
+        name = f"{method.name}-{task.name}-{rate:g}-{seed}".replace("+", "")
+        block = None if method.block is None else method.block.model_copy(update={"name": name})
+        if self.lm is None:
+            about: dict[str, Any] = {"name": name, "task": task, "text_b": self.pairs.get(task.name)}
+            return Classification(kind="classification", delta=block, **about, **common)
+        trained: dict[str, Any] = {"prompt" if method.prompt is not None else "delta": block}
+        return self._of_lm(task, **trained, **common)
+
+    def plain(self, task: TaskBlock) -> Multitask:
+        """The config of the LM as it is, on one task."""
+        common: dict[str, Any] = {"seed": self.seed, "workspace": self.workspace, "evaluation": self.evaluation}
+        return self._of_lm(task, encoder=self.encoder, **common)
+
+    def _of_lm(self, task: TaskBlock, **own: Any) -> Multitask:
+        shared: dict[str, Any] = {key: getattr(self, key) for key in ("lm", "input", "generation", "surface")}
+        return Multitask(kind="multitask", tasks=[task], **shared, **own)

@@ -1,4 +1,4 @@
-"""The config blocks of prompting: how the frozen LM is asked as it is, with nothing trained."""
+"""The config blocks of prompting: how the frozen LM is asked as it is, with nothing trained; and its kind of config."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from frozenlm.prompting.grammar import pieces
 from frozenlm.prompting.labels import word_table
 from frozenlm.prompting.parts import Answer, SoftSlot, from_slot
 from frozenlm.prompting.parts import Field as Slot
+from pipelines.config_job import Job
+from pipelines.config_prompts import FrozenEncoder
+from pipelines.config_reading import LM
 from pipelines.config_tasks import TaskBlock, TaskEvaluation, task_spec
 from pipelines.config_values import Block, Device, DType, ModelName, Name, Positive, Rate
 from pipelines.errors import ConfigError
@@ -184,3 +187,25 @@ def check_prompting(block: Prompting, task: TaskBlock, *, encoder: bool, evaluat
             f"{asks}: evaluation.normalize is {evaluation.normalize}, and prompting scores words as its own pieces "
             "says; leave it out"
         )
+
+
+class PromptingJob(Job):
+    """`kind: prompting`: the frozen LM as it is, asked for a label of one task; nothing is trained. It is an `lm` or a
+    `masked_lm`; the `encoder` chooses demonstrations."""
+
+    kind: Literal["prompting"]
+    lm: LM | None = None
+    masked_lm: MaskedLM | None = None
+    encoder: FrozenEncoder | None = None
+    task: TaskBlock
+    prompting: Prompting
+    input: PromptingInput = PromptingInput()
+    evaluation: TaskEvaluation = TaskEvaluation()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.lm is None) == (self.masked_lm is None):
+            got = "none" if self.lm is None else "both"
+            raise ValueError(f"prompting asks either an lm or a masked_lm, got {got}; name one of them")
+        check_prompting(self.prompting, self.task, encoder=self.encoder is not None, evaluation=self.evaluation)
+        return self

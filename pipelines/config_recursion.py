@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.config_reading import Generation, Loop, PromptTraining, SoftPrompt, Training
+from pipelines.config_job import Job
+from pipelines.config_reading import LM, Generation, Packing, SoftPrompt, Surface
+from pipelines.config_retrieval import Corpus, Reranker, Retriever, check_corpus
 from pipelines.config_text import PlainText
+from pipelines.config_training import Evaluation, Loop, PromptTraining, Training
 from pipelines.config_values import Block, Count, Name, Positive, Rate, Share
 from pipelines.delimiters import split_template
 from pipelines.errors import ConfigError
@@ -162,38 +165,97 @@ class NeuralTraining(Training):
     add_gold: bool = False
 
 
-def check_retrieval(retriever: Any, reranker: Any) -> None:
-    """Raises ValueError for a re-ranker that has nothing to rank."""
-    if retriever is None and reranker is not None:
-        raise ValueError("a reranker needs a retriever block; leave it out for closed-book questions")
-
-
-def check_rates(training: NeuralTraining | None, prompt: LastPassPrompt | None) -> None:
-    """Raises ValueError for a rate of a prompt that is not there."""
-    if prompt is None and training is not None and training.prompt_learning_rate is not None:
-        raise ValueError(
-            f"training.prompt_learning_rate is {training.prompt_learning_rate}, but the config has no prompt block; "
-            "leave one out, or add the other"
-        )
-
-
 def check_prompts(names: Sequence[str]) -> None:
     """Raises ValueError for two prompts of one name: the one that is trained last would replace the other."""
     if len(set(names)) < len(names):
         raise ValueError(f"both passes' prompts are called {names[0]!r}; give each a name of its own")
 
 
-def check_textual(generation: Generation, second_pass: SecondPass, when: When, answer_by: AnswerBy, first: Any) -> None:
-    """What no block of textual recursion can check alone.
+class Recursion(Job):
+    """What both forms of recursion have. With a retriever the LM reads passages in every pass, as a frozen reader does;
+    without one the book is closed."""
 
-    Raises:
-        ValueError: decoding that is not greedy, a rule that nothing obeys, or two prompts of one name.
-    """
-    if generation.num_beams != 1 or generation.do_sample:
-        raise ValueError(
-            "textual recursion answers greedily: leave generation.num_beams at 1 and do_sample at false; candidates.n "
-            "and candidates.temperature are the sampling"
-        )
-    if when.rule != "always" and answer_by != "second_pass":
-        raise ValueError(f"when: {when.rule} spares the second pass; answer_by {answer_by} has none, leave one out")
-    check_prompts([block.name for block in (first, second_pass.prompt) if block is not None])
+    corpus: Corpus | None = None
+    retriever: Retriever | None = None
+    retrieve_k: Positive = 100
+    build_index: Literal["command", "on_first_use"] = "command"
+    cache_retrieval: bool = False
+    reranker: Reranker | None = None
+    rerank_depth: Positive = 100
+    rerank_k: Positive | None = None
+    lm: LM
+    packing: Packing = Packing()
+    generation: Generation = Generation()
+    surface: Surface = Surface()
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _passages_where_needed(self) -> Self:
+        if self.retriever is None and self.reranker is not None:
+            raise ValueError("a reranker needs a retriever block; leave it out for closed-book questions")
+        if self.retriever is not None:
+            check_corpus(self.retriever, self.corpus)
+        return self
+
+
+class TextualRecursion(Recursion):
+    """`kind: textual_recursion`: the frozen LM samples candidates, reads them with the question and answers. `prompt`
+    is that of pass 1. `answer_by` majority or best_score chooses among the candidates without a second pass."""
+
+    kind: Literal["textual_recursion"]
+    prompt: SoftPrompt | None = None
+    candidates: Candidates = Candidates()
+    second_pass: SecondPass = SecondPass()
+    when: WhenOrRule = When()
+    answer_by: AnswerBy = "second_pass"
+    training: TextualTraining | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.generation.num_beams != 1 or self.generation.do_sample:
+            raise ValueError(
+                "textual recursion answers greedily: leave generation.num_beams at 1 and do_sample at false; "
+                "candidates.n and candidates.temperature are the sampling"
+            )
+        if self.when.rule != "always" and self.answer_by != "second_pass":
+            raise ValueError(
+                f"when: {self.when.rule} spares the second pass; answer_by {self.answer_by} has none, leave one out"
+            )
+        check_prompts([block.name for block in (self.prompt, self.second_pass.prompt) if block is not None])
+        return self
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that packing leaves free beside the prompt: the candidates' among passages."""
+        return self.second_pass.reserve if self.retriever is not None else 0
+
+
+class NeuralRecursion(Recursion):
+    """`kind: neural_recursion`: the frozen LM, a trained connector, and the same LM again. `prompt` stands in the last
+    pass, `plain_prompt` in the plain one that answers first with `when` below_confidence; its answer is greedy."""
+
+    kind: Literal["neural_recursion"]
+    prompt: LastPassPrompt | None = None
+    connector: Connector = Connector()
+    when: WhenOrRule = When()
+    plain_prompt: PlainPrompt | None = None
+    pretraining: Pretraining | None = None
+    first_pass_cache: FirstPassCache = FirstPassCache()
+    training: NeuralTraining | None = None
+
+    @model_validator(mode="after")
+    def _prompts_apart(self) -> Self:
+        check_prompts([block.name for block in (self.prompt, self.plain_prompt) if block is not None])
+        if self.prompt is None and self.training is not None and self.training.prompt_learning_rate is not None:
+            raise ValueError(
+                f"training.prompt_learning_rate is {self.training.prompt_learning_rate}, but the config has no prompt "
+                "block; leave one out, or add the other"
+            )
+        return self
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that packing leaves free beside the prompt: what the plain pass's has more, whether it runs or not, so
+        that both rules read the same passages."""
+        lengths = [block.length if block is not None else 0 for block in (self.prompt, self.plain_prompt)]
+        return max(0, lengths[1] - lengths[0])

@@ -1,4 +1,5 @@
-"""The config blocks between a question and its ranked passages: corpus, retrievers, re-rankers."""
+"""The config blocks between a question and its ranked passages: corpus, retrievers, re-rankers; and the kinds of config
+that end there."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from pydantic import (
     model_validator,
 )
 
+from pipelines.config_job import Job
+from pipelines.config_training import Evaluation, RerankerTraining
 from pipelines.config_values import (
     Block,
     Device,
@@ -186,3 +189,41 @@ def needs_corpus(retriever: Any) -> bool:
     if isinstance(retriever, Hybrid):
         return any(needs_corpus(member) for member in retriever.members.values())
     return isinstance(retriever, BM25 | Dense) or (isinstance(retriever, Precomputed) and retriever.format == "trec")
+
+
+def retrieves(config: Any) -> bool:
+    """Whether a config's pipeline looks passages up."""
+    return getattr(config, "retriever", None) is not None
+
+
+def check_corpus(retriever: Any, corpus: Corpus | None) -> None:
+    """Raises ValueError for a retriever whose corpus is not named."""
+    if corpus is None and needs_corpus(retriever):
+        raise ValueError(f"a retriever of kind {retriever.kind} needs a corpus block")
+
+
+class Retrieval(Job):
+    """`kind: retrieval`: a corpus and a retriever; what `frozenlm index` needs."""
+
+    kind: Literal["retrieval"]
+    corpus: Corpus | None = None
+    retriever: Retriever
+    retrieve_k: Positive = 100
+    build_index: Literal["command", "on_first_use"] = "command"
+    cache_retrieval: bool = False
+    evaluation: Evaluation = Evaluation()
+
+    @model_validator(mode="after")
+    def _corpus_where_needed(self) -> Self:
+        check_corpus(self.retriever, self.corpus)
+        return self
+
+
+class RerankerJob(Retrieval):
+    """`kind: reranker`: trains and measures a re-ranker over a retriever."""
+
+    kind: Literal["reranker"]  # type: ignore[assignment]
+    reranker: Reranker
+    rerank_depth: Positive = 100
+    rerank_k: Positive | None = None
+    training: RerankerTraining | None = None

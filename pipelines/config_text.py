@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.config_reading import FromModule, Loop
+from pipelines.config_prompts import LowRank, OnePrompt, PromptPerTask, PTuning
+from pipelines.config_reading import FromModule
 from pipelines.config_retrieval import Corpus
-from pipelines.config_tasks import LowRank, OnePrompt, PromptPerTask, PTuning
+from pipelines.config_training import Loop
 from pipelines.config_values import LocalPath, Name, Positive, Rate
 from pipelines.delimiters import split_template
 from pipelines.errors import ConfigError
