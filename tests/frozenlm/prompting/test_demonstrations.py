@@ -113,7 +113,7 @@ def test_no_question_is_asked_without_any_demonstration_unsaid() -> None:
             asked.classify(lm, QUERIES)
     long, room = {"text": " ".join(["green"] * 30)}, len(lm.encode("text: answer:")) + 30 + one - 1
     prompt = Prompt(TEMPLATE, WORDS, demonstrations=demos(), max_tokens=room)  # beside the long one nothing fits
-    assert [p.dropped for p in prompt.classify(lm, [long, *QUERIES])][0] == 2
+    assert next(p.dropped for p in prompt.classify(lm, [long, *QUERIES])) == 2
     with pytest.raises(ConfigError, match="not one of the 2"):
         prompt.classify(lm, [long])
 
