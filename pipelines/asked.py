@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, Self, TypeVar, overload
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
 Input = TypeVar("Input")
 
 
-class Asked(Generic[Input]):
+class Asked(ABC, Generic[Input]):
     """What answers lists of questions, each a string or another `Input`."""
 
+    @abstractmethod
     def answer(self, questions: Sequence[Input], hits: Sequence[Sequence[Hit]] | None = None) -> list[Answer]:
         """Answer a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Release what was loaded."""
-        raise NotImplementedError
 
     @overload
     def __call__(self, questions: str) -> Answer: ...  # type: ignore[overload-overlap]

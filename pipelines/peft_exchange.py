@@ -69,7 +69,8 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
         `kind`, `module` (folder) and `trained_parameters`.
 
     Raises:
-        ConfigError: a config of another kind, or a method that peft does not have in this form.
+        ConfigError: a config of another kind, a method that peft does not have in this form, or a training that goes on
+            there.
         CheckpointError: a file that is missing, damaged, of another method or LM; or a module that is there already.
     """
     from frozenlm.train_state import RunFolder
@@ -104,7 +105,9 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
         )
     if isinstance(block, c.DeltaBlock):
         check_asked_for(module, block, lm, Path(folder))
-    run.discard()  # so that a later `train` begins anew, and does not put the old run's weights back
+    if run.has_state:
+        with run.locked():
+            run.discard()  # so that a later `train` begins anew, and does not put the old run's weights back
     module.save(target, lm)
     lm.assert_unchanged()
     log(f"imported: {target}")

@@ -353,6 +353,25 @@ def test_half_precision(dtype):
     assert bool(torch.isfinite(prompt.vectors.grad).all())
 
 
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_the_attention_is_chosen_at_load(tmp_path, name):
+    folder = toy_folder("opt", tmp_path)
+    lm = FrozenLM.load(folder, device="cpu", attn_implementation=name)
+    assert lm.model.config._attn_implementation == name
+    assert lm.fingerprint == FrozenLM.load(folder, device="cpu").fingerprint
+    torch.testing.assert_close(
+        logits(lm, [[Tokens((7, 8, 9))]])[0], logits(FrozenLM.load(folder, device="cpu"), [[Tokens((7, 8, 9))]])[0]
+    )
+
+
+def test_an_attention_that_is_unknown_or_not_installed_is_refused(tmp_path):
+    folder = toy_folder("opt", tmp_path)
+    with pytest.raises(ConfigError, match="unknown attn_implementation 'fast'"):
+        FrozenLM.load(folder, device="cpu", attn_implementation="fast")
+    with pytest.raises(ConfigError, match="FlashAttention2"):
+        FrozenLM.load(folder, device="cpu", attn_implementation="flash_attention_2")
+
+
 def test_dtype_of_load(tmp_path):
     folder = toy_folder("gpt2", tmp_path)
     assert FrozenLM.load(folder).dtype == torch.float32
