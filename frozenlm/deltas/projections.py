@@ -12,15 +12,18 @@ exactly before the last block is cut to N.) The numbers are drawn on the CPU fro
 
 import hashlib
 import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from frozenlm.errors import ConfigError, ShapeError
 
 SMALLEST_BLOCK = 2**10
+CHUNK = 2**16  # numbers that go through all five factors together: 256 KB, so that a CPU core keeps them in its cache
 FACTOR_BITS = 5
 DENSE_LIMIT = 2**26  # numbers of a dense matrix: 256 MB in float32
 
@@ -64,18 +67,58 @@ class Fastfood:
         _check_width(theta, self.dimension)
         self._move(theta.device)
         with torch.autocast(theta.device.type, enabled=False):
-            padded = torch.nn.functional.pad(theta, (0, self.block - self.dimension))
-            mixed = hadamard(self._signs.to(theta.dtype) * padded)
-            shuffled = mixed.flatten().index_select(0, self._order).view_as(mixed)
-            return hadamard(shuffled * self._factors.to(theta.dtype)).flatten()[: self.weights]
+            projected: Tensor = _Fastfood.apply(theta, self)
+            return projected
+
+    def forward(self, theta: Tensor) -> Tensor:
+        """P theta: [d] -> [N], without a gradient."""
+        padded = torch.nn.functional.pad(theta, (0, self.block - self.dimension))
+        out = theta.new_empty(self._factors.shape)
+        for some, order in self._chunks():
+            mixed = hadamard(self._signs[some] * padded)
+            shuffled = mixed.flatten().index_select(0, order).view_as(mixed)
+            out[some] = hadamard(shuffled * self._factors[some].to(theta.dtype))
+        return out.flatten()[: self.weights]
+
+    def backward(self, of_weights: Tensor) -> Tensor:
+        """P^T g: [N] -> [d], the gradient of `forward`."""
+        blocks = torch.nn.functional.pad(of_weights, (0, self._factors.numel() - self.weights)).view_as(self._factors)
+        total = of_weights.new_zeros(self.block)
+        for some, order in self._chunks():
+            scaled = hadamard(blocks[some]) * self._factors[some].to(of_weights.dtype)
+            sorted_ = torch.zeros_like(scaled).flatten().index_add_(0, order, scaled.flatten()).view_as(scaled)
+            total += (hadamard(sorted_) * self._signs[some]).sum(0)
+        return total[: self.dimension]
 
     def digest(self) -> str:
         first = (self._signs[0], self._factors[0], self._order[: self.block])
         return _sha256(*first)
 
+    def _chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks that are worked on together, and their permutation; an accelerator takes all at once."""
+        count = len(self._factors)
+        rows = max(1, CHUNK // self.block) if self._factors.device.type == "cpu" else count
+        for start in range(0, count, rows):
+            end = min(start + rows, count)
+            yield slice(start, end), self._order[start * self.block : end * self.block] - start * self.block
+
     def _move(self, device: torch.device) -> None:
         if self._signs.device != device:
             self._signs, self._factors, self._order = (x.to(device) for x in (self._signs, self._factors, self._order))
+
+
+class _Fastfood(torch.autograd.Function):
+    """The projection is linear, so its gradient needs nothing of the forward pass, and no [N] is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, projection: Fastfood) -> Tensor:
+        ctx.projection = projection
+        return projection.forward(theta)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *of_weights: Tensor) -> tuple[Tensor, None]:
+        return ctx.projection.backward(of_weights[0]), None
 
 
 class Dense:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from frozenlm.checkpoint import load_module, save_module
+from frozenlm.deltas import projections
 from frozenlm.deltas.attach import attach, parameter_of
 from frozenlm.deltas.intrinsic_dimension import IntrinsicDimension
 from frozenlm.deltas.projections import Dense, Fastfood, hadamard
@@ -68,6 +69,16 @@ def test_fastfood_is_h_g_p_h_b() -> None:
 def test_more_dimensions_than_the_smallest_block() -> None:
     project = Fastfood(5000, 1500, seed=0)
     assert project.block == 2048 and project(torch.randn(1500)).shape == (5000,)
+
+
+def test_blocks_are_worked_on_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = Fastfood(5000, 6, seed=0)  # five blocks of 1024, the last one cut
+    theta, of_weights = torch.randn(6), torch.randn(5000)
+    together = project.forward(theta), project.backward(of_weights)
+    monkeypatch.setattr(projections, "CHUNK", 2048)
+    assert torch.equal(project.forward(theta), together[0])
+    assert torch.allclose(project.backward(of_weights), together[1], atol=1e-6)
+    assert torch.isclose(project.forward(theta) @ of_weights, theta @ together[1], atol=1e-4)  # (P t) g = t (P^T g)
 
 
 def test_fastfood_is_not_rounded_by_autocast() -> None:
