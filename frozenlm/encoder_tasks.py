@@ -9,8 +9,6 @@ The delta may be a prefix, BitFit, adapters, LoRA or none; the encoder itself ne
 Shapes: B examples, C labels.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,15 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from frozenlm.checkpoint import MODULE_FILE, REMEDY, atomic_write_json, verify_module
 from frozenlm.deltas.attach import Delta, attach
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.encoder_inputs import EncoderInput, encoder_inputs, read_inputs
-from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.errors import ConfigError
+from frozenlm.saved_parts import check_parts, save_parts
 from frozenlm.task_heads import ClassificationHead, Head, label_numbers, load_head
 
 BATCH = 32  # examples read at once where none is learned from
-PAIR_FILE = "tuned.json"
 
 
 @dataclass(frozen=True)
@@ -131,15 +128,11 @@ class TunedEncoder(nn.Module):
         self.head, self.delta = head, delta
 
     def save(self, folder: Path | str, encoder: FrozenEncoder) -> None:
-        """Writes both. A kill between the two leaves a folder that `load` refuses.
+        """Writes both.
 
         Raises: CheckpointError when one holds non-finite or huge numbers, or the folder cannot be written.
         """
-        folder = Path(folder)
-        self.head.save(folder / "head", encoder)
-        if self.delta is not None:
-            self.delta.save(folder / "delta", encoder)
-        atomic_write_json(folder / PAIR_FILE, _digests(folder, delta=self.delta is not None))
+        save_parts(folder, {"head": self.head} | ({} if self.delta is None else {"delta": self.delta}), encoder)
 
     @classmethod
     def load(cls, folder: Path | str, encoder: FrozenEncoder, *, delta: type[Any] | None = None) -> "TunedEncoder":
@@ -150,37 +143,7 @@ class TunedEncoder(nn.Module):
         Raises: CheckpointError when a part is missing, damaged, of another training or of another encoder.
         """
         folder = Path(folder)
-        parts = verify_tuned(folder)
-        if ("delta" in parts) != (delta is not None):
-            raise CheckpointError(
-                f"{folder} holds a head {'with a' if 'delta' in parts else 'without a'} delta, and one "
-                f"{'without' if delta is None else 'with'} was asked for; ask for what was saved, or train it again"
-            )
+        check_parts(folder, ["head"] if delta is None else ["head", "delta"])
         return cls(
             load_head(folder / "head", encoder), None if delta is None else delta.load(folder / "delta", encoder)
         )
-
-
-def verify_tuned(folder: Path | str) -> tuple[str, ...]:
-    """Check a saved tuned encoder without using it; its parts, "head" and, where there is one, "delta".
-
-    Raises: CheckpointError when a part is missing, damaged or of another training.
-    """
-    folder = Path(folder)
-    try:
-        tied = json.loads((folder / PAIR_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / PAIR_FILE} cannot be read ({error}); {REMEDY}") from error
-    if not isinstance(tied, dict) or set(tied) not in ({"head"}, {"head", "delta"}):
-        raise CheckpointError(f"{folder / PAIR_FILE} is damaged: expected what ties head and delta; {REMEDY}")
-    for part in tied:
-        verify_module(folder / part)
-    if tied != _digests(folder, delta="delta" in tied):
-        raise CheckpointError(f"head and delta in {folder} are not of one training; {REMEDY}")
-    return tuple(tied)
-
-
-def _digests(folder: Path, *, delta: bool) -> dict[str, str]:
-    """SHA-256 of each part's own file of checksums."""
-    parts = ["head", "delta"] if delta else ["head"]
-    return {part: hashlib.sha256((folder / part / MODULE_FILE).read_bytes()).hexdigest() for part in parts}

@@ -1,4 +1,4 @@
-"""From a config of kind `prompting` to records, the LM that is asked, and the prompts that ask it."""
+"""From a config of kind `prompting` to records, the LM that is asked, the prompts that ask it, and what they learn."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
-from pipelines.build import frozen_lm
+from pipelines.build import frozen_lm, module_folder
 from pipelines.config_prompting import Contextual, all_fields, sources
 from pipelines.config_prompting import Demonstrations as Block
 from pipelines.config_tasks import task_spec
-from pipelines.errors import ConfigError
+from pipelines.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from frozenlm.prompting.calibration import Calibration
     from frozenlm.prompting.demonstrations import Demonstrations, Embed
     from frozenlm.prompting.ensemble import Ensemble
     from frozenlm.prompting.filled import PromptHost
+    from frozenlm.prompting.learned import LearnedPrompt
+    from frozenlm.prompting.template import Template
+    from frozenlm.prompting.verbalizer import Verbalizer
     from pipelines.tasks.task import TaskRow
 
 Record = dict[str, Any]
@@ -58,32 +61,74 @@ def labelled_records(config: c.PromptingJob, split: str) -> list[tuple[TaskRow, 
     return found
 
 
-def ensemble(config: c.PromptingJob, embed: Callable[[], Embed]) -> Ensemble:
+def ensemble(config: c.PromptingJob, embed: Callable[[], Embed], learned: LearnedPrompt | None = None) -> Ensemble:
     """All templates as one; of a single template, an ensemble of one.
 
     Args:
         embed: gives texts -> vectors, where the demonstrations need them.
+        learned: what is learned about the one template, where anything is.
 
     Raises:
         ConfigError: fewer train records than demonstrations; as `labelled_records`.
     """
     from frozenlm.prompting.classify import Prompt
     from frozenlm.prompting.ensemble import Ensemble
+
+    block, words = config.prompting, _words(config)
+    shown = _demonstrations(config, block.demonstrations, embed) if block.demonstrations is not None else None
+    settings: dict[str, Any] = {"demonstrations": shown, "calibration": _calibration(block)}
+    settings["question_tokens"] = config.input.max_tokens
+    make = Prompt if learned is None else learned.prompt
+    members = [make(template, words, **settings) for template in _templates(config)]
+    how = block.ensemble if len(members) > 1 else "mean"
+    return Ensemble(members, how=how, weights=block.weights or None)
+
+
+def new_learned(config: c.PromptingJob, host: PromptHost) -> LearnedPrompt:
+    """What is learned, before training.
+
+    Raises:
+        ConfigError: words that the host cannot write.
+    """
+    from frozenlm.prompting.learned import LearnedPrompt
+
+    (template,) = _templates(config)
+    kind = config.prompting.verbalizer
+    return LearnedPrompt.create(host, template, _words(config), verbalizer=kind, seed=config.seed)
+
+
+def trained_learned(config: c.PromptingJob, host: PromptHost) -> LearnedPrompt | None:
+    """What has been learned, from the workspace, in eval mode; None where nothing is to be learned.
+
+    Raises:
+        CheckpointError: not trained yet, damaged, or of another LM, template or labels.
+    """
+    from frozenlm.prompting.learned import LearnedPrompt
+
+    if not config.prompting.learns:
+        return None
+    folder = module_folder(config, config.prompting.name)
+    if not folder.exists():
+        raise CheckpointError(f"no trained prompt at {folder}; run `frozenlm train CONFIG` from this directory")
+    (template,) = _templates(config)
+    return LearnedPrompt.load(folder, host, template, _words(config), verbalizer=config.prompting.verbalizer).eval()
+
+
+def _templates(config: c.PromptingJob) -> list[Template]:
     from frozenlm.prompting.template import Template
+
+    block, found = config.prompting, []
+    for number, source in enumerate(sources(block, config.task)):
+        cut = [field for field in block.cut if field in Template.parse(source).fields]
+        found.append(Template.parse(source, cut=cut, sentinel=block.sentinel, name=f"template {number}"))
+    return found
+
+
+def _words(config: c.PromptingJob) -> Verbalizer:
     from frozenlm.prompting.verbalizer import Verbalizer
 
     block = config.prompting
-    verbalizer = Verbalizer(block.words or task_spec(config.task).words.words, pieces=block.pieces)  # type: ignore[union-attr]
-    shown = _demonstrations(config, block.demonstrations, embed) if block.demonstrations is not None else None
-    members = []
-    for number, source in enumerate(sources(block, config.task)):
-        plain = Template.parse(source)
-        cut = [field for field in block.cut if field in plain.fields]
-        template = Template.parse(source, cut=cut, sentinel=block.sentinel, name=f"template {number}")
-        settings: dict[str, Any] = {"demonstrations": shown, "calibration": _calibration(block)}
-        members.append(Prompt(template, verbalizer, question_tokens=config.input.max_tokens, **settings))
-    how = block.ensemble if len(members) > 1 else "mean"
-    return Ensemble(members, how=how, weights=block.weights or None)
+    return Verbalizer(block.words or task_spec(config.task).words.words, pieces=block.pieces)  # type: ignore[union-attr]
 
 
 def _demonstrations(config: c.PromptingJob, block: Block, embed: Callable[[], Embed]) -> Demonstrations:

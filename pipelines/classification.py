@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from frozenlm.saved_parts import PARTS_FILE
 from pipelines import build_classification
 from pipelines.answer import Answer
 from pipelines.asked import Asked
@@ -114,7 +115,7 @@ class ClassificationPipeline(Asked[Input]):
             "seed": self.config.seed,
             "encoder_fingerprint": self.encoder.fingerprint,
             "encoder_max_length": self.config.encoder.max_length,
-            "module": sha256_file(module_folder(self.config, self.config.name) / "tuned.json"),
+            "module": sha256_file(module_folder(self.config, self.config.name) / PARTS_FILE),
         }
 
     def warmup(self) -> ClassificationPipeline:

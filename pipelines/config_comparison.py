@@ -22,8 +22,8 @@ ZERO_SHOT = "zero_shot"  # what the results of the LM as it is go by
 class ComparedMethod(Block):
     """One method and what it is trained with: a prompt, a delta, or on an encoder a head alone (`head`: its name). Of
     several `learning_rates` a task takes the one with the best dev score with the first seed, for all seeds. A
-    `prompting` asks the LM as it is, so it has neither rates nor steps; seeds draw its demonstrations, and one that
-    draws none is run once a task, with the first seed."""
+    `prompting` that learns nothing has neither rates nor steps; seeds draw its demonstrations, and one that draws none
+    is run once a task, with the first seed."""
 
     prompt: Prompt | None = None
     delta: Delta | None = None
@@ -36,9 +36,9 @@ class ComparedMethod(Block):
     def _is_one_method(self) -> Self:
         if sum(one is not None for one in (self.prompt, self.delta, self.head, self.prompting)) != 1:
             raise ValueError("a method is either a prompt, a delta, a head alone, or a prompting")
-        if self.prompting is not None and (self.learning_rates or self.steps is not None):
+        if not self.trains and (self.learning_rates or self.steps is not None):
             raise ValueError(f"method {self.name!r} is not trained; leave out learning_rates and steps")
-        if self.prompting is None and not self.learning_rates:
+        if self.trains and not self.learning_rates:
             raise ValueError(f"method {self.name!r} needs learning_rates, at least one")
         return self
 
@@ -61,9 +61,14 @@ class ComparedMethod(Block):
             return "prompting"
         return "head" if self.head is not None else str(self.block.kind)
 
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return self.prompting is None or self.prompting.learns
+
     def runs(self, seeds: int) -> int:
         """With how many of the seeds a task is run."""
-        return 1 if self.prompting is not None and not self.prompting.draws else seeds
+        return seeds if self.trains or (self.prompting is not None and self.prompting.draws) else 1
 
 
 def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder: bool, pairs: dict[str, str]) -> None:
@@ -93,7 +98,7 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
 class MethodComparison(Job):
     """`kind: method_comparison`: every method on every task, each trained alone, with `seeds` seeds, around `lm`, or
     without one around `encoder` (which beside an LM serves prompts that are written from it, and chooses
-    demonstrations). A method may also be a `prompting`, which is not trained. `reference` names the method that the
+    demonstrations). A method may also be a `prompting`, trained or not. `reference` names the method that the
     others are held against; `transfer` also measures what was trained for one task on the others; `pairs` words the
     second texts of an encoder's tasks, by task."""
 
@@ -134,15 +139,16 @@ class MethodComparison(Job):
         """The config of a single run: one method, one task. Without a learning rate it has the method's first."""
         common: dict[str, Any] = {"seed": self.seed + seed, "workspace": self.workspace}
         common |= {"evaluation": self.evaluation, "encoder": self.encoder}
+        name = method.name
+        if method.trains:
+            rate = method.learning_rates[0] if learning_rate is None else learning_rate
+            steps = method.steps or self.training.steps
+            common["training"] = self.training.model_copy(update={"learning_rate": rate, "steps": steps})
+            name = f"{method.name}-{task.name}-{rate:g}-{seed}".replace("+", "")
         if method.prompting is not None:
+            asked = method.prompting.model_copy(update={"name": name})
             room = PromptingInput(max_tokens=self.input.max_tokens)
-            return PromptingJob(
-                kind="prompting", lm=self.lm, task=task, prompting=method.prompting, input=room, **common
-            )
-        rate = method.learning_rates[0] if learning_rate is None else learning_rate
-        steps = method.steps or self.training.steps
-        common["training"] = self.training.model_copy(update={"learning_rate": rate, "steps": steps})
-        name = f"{method.name}-{task.name}-{rate:g}-{seed}".replace("+", "")
+            return PromptingJob(kind="prompting", lm=self.lm, task=task, prompting=asked, input=room, **common)
         block = None if method.block is None else method.block.model_copy(update={"name": name})
         if self.lm is None:
             about: dict[str, Any] = {"name": name, "task": task, "text_b": self.pairs.get(task.name)}

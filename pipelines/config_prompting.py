@@ -1,4 +1,5 @@
-"""The config blocks of prompting: how the frozen LM is asked as it is, with nothing trained; and its kind of config."""
+"""The config blocks of prompting: how the frozen LM is asked as it is, with what is learned about the asking, if
+anything; and its kind of config."""
 
 from __future__ import annotations
 
@@ -8,17 +9,18 @@ from pydantic import Discriminator, Field, model_validator
 
 from frozenlm.prompting.grammar import pieces
 from frozenlm.prompting.labels import word_table
-from frozenlm.prompting.parts import Answer, SoftSlot, from_slot
+from frozenlm.prompting.parts import Answer, Part, SoftSlot, from_slot, merged
 from frozenlm.prompting.parts import Field as Slot
 from pipelines.config_job import Job
 from pipelines.config_prompts import FrozenEncoder
 from pipelines.config_reading import LM
-from pipelines.config_tasks import TaskBlock, TaskEvaluation, task_spec
+from pipelines.config_tasks import TaskBlock, TaskEvaluation, TaskTraining, task_spec
 from pipelines.config_values import Block, Device, DType, ModelName, Name, Positive, Rate
 from pipelines.errors import ConfigError
 
 NOTHING_TO_TRAIN = (
-    "a config of kind prompting asks the frozen LM as it is: there is nothing to train; evaluate it, or ask"
+    "this config of kind prompting asks the frozen LM as it is: there is nothing to train; evaluate it, or ask; soft "
+    "slots and the verbalizers soft and prototypical are trained"
 )
 Text = Annotated[str, Field(min_length=1)]
 
@@ -82,7 +84,9 @@ class Prompting(Block):
     ` {answer}` behind it. `words` gives each label of the task a word or several; without it they are the verbalizer's.
     `pieces` says how a word of several tokens is scored (`frozenlm/prompting/verbalizer.py`). Several templates are an
     `ensemble`, each with one of the `weights` where these are given. `cut` names the fields that give way where a
-    record is too long, in order; `sentinel` has T5 answer at its sentinel."""
+    record is too long, in order; `sentinel` has T5 answer at its sentinel. Soft slots of a template, as `{soft:id*4}`,
+    are trained, and so is a `verbalizer` of label vectors: `soft` begins at the words (WARP, arXiv 2101.00121),
+    `prototypical` compares with a prototype a label (ProtoVerb, 2203.09770)."""
 
     name: Name
     templates: list[Text] = []
@@ -90,6 +94,7 @@ class Prompting(Block):
     sentinel: bool = False
     words: dict[str, str | list[str]] = {}
     pieces: Literal["logprob", "first", "mean", "max"] = "logprob"
+    verbalizer: Literal["words", "soft", "prototypical"] = "words"
     demonstrations: Demonstrations | None = None
     calibration: Annotated[Contextual | PMI, Discriminator("kind")] | None = None
     ensemble: Literal["mean", "vote"] = "mean"
@@ -100,13 +105,21 @@ class Prompting(Block):
         try:
             for number, source in enumerate(self.templates):
                 fields_of(source, f"templates.{number}")
+                soft_slots(source, f"templates.{number}")
             if self.words:
                 word_table(self.words, where="words", synonyms=True)
         except ConfigError as error:
             raise ValueError(str(error)) from error
         if self.weights and len(self.weights) != len(self.templates):
             raise ValueError(f"{len(self.weights)} weights for {len(self.templates)} templates; give one each, or none")
+        if self.learns and len(self.templates) > 1:
+            raise ValueError(f"what is learned belongs to one template, got {len(self.templates)}; leave one")
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything about it is trained."""
+        return self.verbalizer != "words" or any(soft_slots(source, "template") for source in self.templates)
 
     @property
     def needs_encoder(self) -> bool:
@@ -129,17 +142,32 @@ def fields_of(source: str, name: str) -> tuple[str, ...]:
     """The fields of a template, in order of first use.
 
     Raises:
-        ConfigError: a lone brace, an unknown slot, no field, another number of answers than one, or a soft slot.
+        ConfigError: a lone brace, an unknown slot, no field, or another number of answers than one.
     """
-    parts = [piece if isinstance(piece, str) else from_slot(piece, name) for piece in pieces(source, name)]
-    if soft := [part.id for part in parts if isinstance(part, SoftSlot)]:
-        raise ConfigError(f"{name} has the soft slot {soft[0]!r}, which would have to be trained; write words instead")
+    parts = _parts(source, name)
     if (answers := sum(isinstance(part, Answer) for part in parts)) != 1:
         raise ConfigError(f"{name} {source[:60]!r} has {answers} slots {{answer}}; expected exactly one")
     found = tuple(dict.fromkeys(part.name for part in parts if isinstance(part, Slot)))
     if not found:
         raise ConfigError(f"{name} {source[:60]!r} has no {{field}}, so every record would read the same; add one")
     return found
+
+
+def soft_slots(source: str, name: str) -> dict[str, SoftSlot]:
+    """The soft slots of a template, by id.
+
+    Raises:
+        ConfigError: a lone brace, an unknown slot, or two descriptions of one id.
+    """
+    found: dict[str, SoftSlot] = {}
+    for part in _parts(source, name):
+        if isinstance(part, SoftSlot):
+            found[part.id] = merged(found.get(part.id), part, name)
+    return found
+
+
+def _parts(source: str, name: str) -> list[Part]:
+    return [piece if isinstance(piece, str) else from_slot(piece, name) for piece in pieces(source, name)]
 
 
 def all_fields(block: Prompting, task: TaskBlock) -> tuple[str, ...]:
@@ -190,8 +218,8 @@ def check_prompting(block: Prompting, task: TaskBlock, *, encoder: bool, evaluat
 
 
 class PromptingJob(Job):
-    """`kind: prompting`: the frozen LM as it is, asked for a label of one task; nothing is trained. It is an `lm` or a
-    `masked_lm`; the `encoder` chooses demonstrations."""
+    """`kind: prompting`: the frozen LM as it is, asked for a label of one task. It is an `lm` or a `masked_lm`; the
+    `encoder` chooses demonstrations. Where the prompting has something to learn, `training` says how."""
 
     kind: Literal["prompting"]
     lm: LM | None = None
@@ -200,6 +228,7 @@ class PromptingJob(Job):
     task: TaskBlock
     prompting: Prompting
     input: PromptingInput = PromptingInput()
+    training: TaskTraining | None = None
     evaluation: TaskEvaluation = TaskEvaluation()
 
     @model_validator(mode="after")
@@ -208,4 +237,6 @@ class PromptingJob(Job):
             got = "none" if self.lm is None else "both"
             raise ValueError(f"prompting asks either an lm or a masked_lm, got {got}; name one of them")
         check_prompting(self.prompting, self.task, encoder=self.encoder is not None, evaluation=self.evaluation)
+        if self.training is not None and not self.prompting.learns:
+            raise ValueError(f"{NOTHING_TO_TRAIN}; or leave the training block out")
         return self

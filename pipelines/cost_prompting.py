@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from frozenlm import cost as flops
+from frozenlm.prompting.learned_verbalizers import PROTOTYPE_WIDTH
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
-from pipelines.config_prompting import Contextual, sources
+from pipelines.config_prompting import Contextual, soft_slots, sources
+from pipelines.config_tasks import task_spec
 from pipelines.cost_types import Assumed, Component, Cost
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import encoder_shape, lm_shape
@@ -37,6 +39,9 @@ def prompting(config: c.PromptingJob, assumed: Assumed) -> Cost:
     each = lm.body.at(tokens, before=before) + lm.head if once else _read(lm, tokens + before)
     found = Cost(lm=lm, one_pass=_read(lm, tokens))
     found.components["questions"] = Component(templates * each, lm.parameters)
+    if learned := learned_shapes(config, lm.hidden_size):
+        numbers = sum(rows * columns for part in learned.values() for rows, columns in part)
+        found.components["learned"] = Component(0, numbers, numbers)
     calibration = block.calibration
     if calibration is not None and calibration.demonstrations and nearest:
         blanks = len(calibration.texts) if isinstance(calibration, Contextual) else 1
@@ -49,6 +54,25 @@ def prompting(config: c.PromptingJob, assumed: Assumed) -> Cost:
     found.assumptions["demonstrations_read_once"] = once
     found.not_counted += ["the further tokens of words that have several"] if block.pieces == "logprob" else []
     found.not_counted += ["the masked LM's head"] if config.lm is None else []
+    return found
+
+
+def learned_shapes(config: c.PromptingJob, width: int) -> dict[str, list[tuple[int, int]]]:
+    """Shapes of what is learned, by part; nothing where nothing is. A soft slot that begins at words has a vector for
+    each of them, taken to be a token.
+
+    Args:
+        width: of the LM's embeddings.
+    """
+    block, found = config.prompting, dict[str, list[tuple[int, int]]]()
+    (source, *_), words = sources(block, config.task), task_spec(config.task).words
+    if slots := soft_slots(source, "template"):
+        found["slots"] = [(slot.length or len((slot.init or "one").split()), width) for slot in slots.values()]
+    labels = len(words.words) if words is not None else 0
+    if block.verbalizer == "soft":
+        found["verbalizer"] = [(labels, width)]
+    elif block.verbalizer == "prototypical":
+        found["verbalizer"] = [(width, PROTOTYPE_WIDTH), (labels, PROTOTYPE_WIDTH)]
     return found
 
 

@@ -32,6 +32,7 @@ from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, pretrained_prompt, shown, soft_prompt
 from pipelines.plan_comparison import comparison_plan, planned_methods_table
 from pipelines.plan_deltas import tuned_encoder, tuned_lm
+from pipelines.plan_prompting import learned_prompt
 from pipelines.plan_recursion import neural, pretraining, textual
 
 
@@ -74,7 +75,7 @@ def describe(config: Any, assumed: Assumed | None = None, *, pretrain: bool = Fa
 
 def _trained(config: Any, assumed: Assumed) -> list[Plan]:
     training = getattr(config, "training", None)
-    if isinstance(config, c.PromptingJob):
+    if isinstance(config, c.PromptingJob) and not config.prompting.learns:
         raise ConfigError(NOTHING_TO_TRAIN)
     if training is None:
         raise ConfigError(f"this config of kind {config.kind} has no training block; there is nothing to train")
@@ -178,6 +179,7 @@ PLANS: dict[str, Callable[[Any, Any, Assumed], list[Plan]]] = {
     "neural_recursion": neural,
     "multitask": _mixture,
     "classification": tuned_encoder,
+    "prompting": learned_prompt,
 }
 
 
@@ -199,6 +201,7 @@ def plan_table(plan: dict[str, Any]) -> Group:
         table.add_row(f"{named}FLOPs", f"{short(stage['flops_per_step'])} a step, {short(stage['flops'])} in all")
     table.add_section()
     for name, size in plan["memory"].items():
-        table.add_row(f"memory: {name}", f"{short(size)}B" + (" (estimate)" if name == "activations" else ""))
+        estimate = " (estimate)" if name == "activations" and size else ""
+        table.add_row(f"memory: {name}", f"{short(size) if size else 0}B{estimate}")
     missing = [Text(f"not counted: {line}", style="yellow") for line in plan["not_counted"]]
     return Group(table, said(plan["assumptions"]), *missing)

@@ -30,7 +30,7 @@ def comparison_plan(
     Raises:
         ConfigError: no method is trained; and CheckpointError, as `pipelines.dry_run.describe`.
     """
-    trained = [method for method in config.methods if method.prompting is None]
+    trained = [method for method in config.methods if method.trains]
     if not trained:
         raise ConfigError("no method of this comparison is trained; there is nothing to plan")
     methods: list[dict[str, Any]] = []

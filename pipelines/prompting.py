@@ -1,4 +1,4 @@
-"""`PromptingPipeline`: labels of texts from a frozen LM as it is, asked through templates; nothing is trained."""
+"""`PromptingPipeline`: labels of texts from a frozen LM as it is, asked by templates, learned or not."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from frozenlm.saved_parts import PARTS_FILE
 from pipelines import build_prompting
 from pipelines.answer import Answer
 from pipelines.asked import Asked
-from pipelines.build import frozen_encoder
+from pipelines.build import frozen_encoder, module_folder
 from pipelines.config import PromptingJob
 from pipelines.config_prompting import all_fields
 from pipelines.config_tasks import task_spec
 from pipelines.errors import ConfigError
 from pipelines.stages import check_questions
-from retrievers.files import sha256_json
+from retrievers.files import sha256_file, sha256_json
 
 if TYPE_CHECKING:
     from frozenlm.encoder import FrozenEncoder
@@ -65,9 +66,14 @@ class PromptingPipeline(Asked[Input]):
 
     @property
     def ensemble(self) -> Ensemble:
-        """The prompts, with their demonstrations."""
+        """The prompts, with their demonstrations.
+
+        Raises:
+            CheckpointError: what is learned has not been trained yet, is damaged, or of another LM.
+        """
         if self._ensemble is None:
-            self._ensemble = build_prompting.ensemble(self.config, lambda: self.encoder.vectors)  # type: ignore[union-attr]
+            learned = build_prompting.trained_learned(self.config, self.host)
+            self._ensemble = build_prompting.ensemble(self.config, lambda: self.encoder.vectors, learned)  # type: ignore[union-attr]
         return self._ensemble
 
     def predict(self, inputs: Sequence[Input]) -> list[Prediction]:
@@ -123,7 +129,7 @@ class PromptingPipeline(Asked[Input]):
         return {} if words is None else words.words
 
     def provenance(self) -> dict[str, Any]:
-        """What a label came from: hashes of LM, encoder and settings."""
+        """What a label came from: hashes of LM, encoder, settings and what was learned."""
         config, encoder = self.config, self.encoder
         settings = config.model_dump(mode="json", include={"prompting", "input"})
         task = config.task.model_dump(mode="json", include={"template", "verbalizer", "fields", "label"})
@@ -135,6 +141,7 @@ class PromptingPipeline(Asked[Input]):
             "encoder_fingerprint": encoder.fingerprint if encoder is not None else None,
             "prompting": config.prompting.name,
             "config_sha256": sha256_json(settings | {"task": task}),
+            "module": self._module_sha256() if config.prompting.learns else None,
         }
 
     def warmup(self) -> PromptingPipeline:
@@ -145,6 +152,9 @@ class PromptingPipeline(Asked[Input]):
     def close(self) -> None:
         """Release the models."""
         self._host = self._encoder = self._ensemble = None
+
+    def _module_sha256(self) -> str:
+        return sha256_file(module_folder(self.config, self.config.prompting.name) / PARTS_FILE)
 
     def _record(self, given: Input) -> Mapping[str, Any]:
         if isinstance(given, Mapping):

@@ -18,7 +18,8 @@ from retrievers.errors import RetrievalError
 from retrievers.files import sha256_file, sha256_json
 from retrievers.manifest import MANIFEST, Manifest
 
-MODULE, TUNED = "module.json", "tuned.json"
+MODULE, PARTS = "module.json", "tuned.json"
+PART_NAMES = ("head", "slots", "verbalizer")  # one of them is in every folder of modules that were trained together
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield from _index(folder)
     elif (folder / MODULE).exists():
         yield from _module(folder)
-    elif (folder / TUNED).exists() or (folder / "head" / MODULE).exists():
-        yield _tuned(folder)
+    elif (folder / PARTS).exists() or any((folder / name / MODULE).exists() for name in PART_NAMES):
+        yield _parts(folder)
     elif (folder / RUN).exists() or (folder / METRICS).exists():
         yield from _evaluation(folder)
     elif folder.parent.name == "modules" and not folder.name.endswith(".run"):
@@ -97,14 +98,14 @@ def _module(folder: Path) -> Iterator[Finding]:
         yield Finding(folder, info.kind)
 
 
-def _tuned(folder: Path) -> Finding:
-    from frozenlm.encoder_tasks import verify_tuned
+def _parts(folder: Path) -> Finding:
+    from frozenlm.saved_parts import verify_parts
 
     try:
-        parts = verify_tuned(folder)
+        kinds = verify_parts(folder)
     except (CheckpointError, OSError) as error:
-        return Finding(folder, "tuned encoder", str(error))
-    return Finding(folder, f"tuned encoder: {' and '.join(parts)}")
+        return Finding(folder, "modules trained together", str(error))
+    return Finding(folder, " and ".join(f"{name}: {kind}" for name, kind in kinds.items()))
 
 
 def _candidates(folder: Path) -> Iterator[Finding]:

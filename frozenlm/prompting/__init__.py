@@ -1,4 +1,4 @@
-"""Prompting the LM as it is: templates, verbalizers, calibration, demonstrations, ensembles, search.
+"""Prompting the LM as it is: templates, verbalizers, calibration, demonstrations, ensembles, search; what is learned.
 
 Names are loaded on first use, so that `frozenlm.prompting.grammar` works without torch.
 """
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from frozenlm.prompting.classify import Prediction, Prompt
     from frozenlm.prompting.demonstrations import Demonstrations
     from frozenlm.prompting.ensemble import Ensemble
+    from frozenlm.prompting.learned import LearnedPrompt
     from frozenlm.prompting.learned_verbalizers import PrototypicalVerbalizer, SoftVerbalizer
     from frozenlm.prompting.masked import FrozenMaskedLM
     from frozenlm.prompting.soft_slots import SoftSlots
@@ -23,6 +24,7 @@ _HOMES = {
     "DomainPMI": "calibration",
     "Ensemble": "ensemble",
     "FrozenMaskedLM": "masked",
+    "LearnedPrompt": "learned",
     "Prediction": "classify",
     "Prompt": "classify",
     "PrototypicalVerbalizer": "learned_verbalizers",
@@ -38,6 +40,7 @@ __all__ = [
     "DomainPMI",
     "Ensemble",
     "FrozenMaskedLM",
+    "LearnedPrompt",
     "Prediction",
     "Prompt",
     "PrototypicalVerbalizer",

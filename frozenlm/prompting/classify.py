@@ -176,11 +176,20 @@ def label_loss(
 
     Raises: ConfigError for a record without a label that the verbalizer knows; as `Prompt.fill`.
     """
-    filled = prompt.fill(host, records)
     wanted = [label_place(record, label, prompt.verbalizer.labels, f"record {n}") for n, record in enumerate(records)]
+    return filled_loss(host, prompt, prompt.fill(host, records), wanted)
+
+
+def filled_loss(
+    host: PromptHost, prompt: Prompt, filled: Sequence[Filled], places: Sequence[int]
+) -> tuple[Tensor, int]:
+    """As `label_loss`, for questions that are filled already.
+
+    places: of each question, the place of its label among the verbalizer's
+    """
     found = probabilities(host, [(prompt, one) for one in filled], calibrate=False)
     losses = [
-        -one[place].clamp_min(torch.finfo(one.dtype).tiny).log() for one, place in zip(found, wanted, strict=True)
+        -one[place].clamp_min(torch.finfo(one.dtype).tiny).log() for one, place in zip(found, places, strict=True)
     ]
     return torch.stack(losses).sum(), len(losses)
 

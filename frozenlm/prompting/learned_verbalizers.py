@@ -26,6 +26,8 @@ from frozenlm.prompting.scoring import head
 from frozenlm.prompting.verbalizer import Verbalizer
 from frozenlm.prompts.saved import fill_exactly
 
+PROTOTYPE_WIDTH = 64
+
 
 class _LabelVectors(nn.Module):
     """What both have: labels, a word for each to show in demonstrations, files."""
@@ -126,7 +128,7 @@ class PrototypicalVerbalizer(_LabelVectors):
     KIND = "prototypical_verbalizer"
 
     def __init__(
-        self, words: Verbalizer, *, size: int, width: int = 64, temperature: float = 0.1, seed: int = 0
+        self, words: Verbalizer, *, size: int, width: int = PROTOTYPE_WIDTH, temperature: float = 0.1, seed: int = 0
     ) -> None:
         super().__init__(words)
         if width < 1 or not temperature > 0:
@@ -138,7 +140,13 @@ class PrototypicalVerbalizer(_LabelVectors):
 
     @classmethod
     def create(
-        cls, host: PromptHost, words: Verbalizer, *, width: int = 64, temperature: float = 0.1, seed: int = 0
+        cls,
+        host: PromptHost,
+        words: Verbalizer,
+        *,
+        width: int = PROTOTYPE_WIDTH,
+        temperature: float = 0.1,
+        seed: int = 0,
     ) -> "PrototypicalVerbalizer":
         """For a host. width: D"""
         return cls(words, size=state_width(host), width=width, temperature=temperature, seed=seed)

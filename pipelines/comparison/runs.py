@@ -1,10 +1,10 @@
 """Trains and measures every method on every task with every seed, one line of results a run.
 
 The experiment of the Delta Tuning survey (arXiv 2203.06904, section 5). A method's learning rate is chosen for each
-task on its dev split with the first seed, and kept for the other seeds (our choice). A prompting is asked, not trained:
-the seed draws its demonstrations, and where it draws none one run a task, with the first seed, says it all. A run that
-has its line is not run again, and one that was interrupted goes on where it stopped, so the whole can be killed at any
-time.
+task on its dev split with the first seed, and kept for the other seeds (our choice). A prompting that learns nothing is
+asked only: the seed draws its demonstrations, and where it draws none one run a task, with the first seed, says it all.
+A run that has its line is not run again, and one that was interrupted goes on where it stopped, so the whole can be
+killed at any time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ENCODER = "encoder"
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one method on one task, or a prompting there."""
+    """One training of one method on one task, or a prompting that is only asked."""
 
     method: ComparedMethod
     task: TaskBlock
@@ -95,7 +95,7 @@ def compare_methods(
             done = {result["name"]: result for result in read_results(out)}
             if run.method in own and run.name not in done:
                 log(f"{run.name} ({len(done)} results so far)")
-                if run.method.prompting is not None:
+                if not run.method.trains:
                     _append(file, _prompted(config, run, out))
                     continue
                 first = done.get(Run(run.method, run.task, 0).name)
@@ -147,7 +147,7 @@ def _measured(config: MethodComparison, run: Run, rates: list[float], out: Path,
     best = config.one(run.method, run.task, run.seed, rate)
     found = _evaluated(best, out / "evaluation" / run.method.name / f"{run.task.name}-{run.seed}")
     scores: dict[str, float] = {}
-    if config.transfer:
+    if config.transfer and best.kind == "multitask":  # what a prompting learns is of one task's labels
         for other in config.tasks:
             if other.name != run.task.name:
                 moved = best.model_copy(update={"tasks": [other]})
@@ -238,9 +238,15 @@ def _discard_states(config: MethodComparison, run: Run, rates: list[float]) -> N
 
     for rate in rates:
         block: Any = config.one(run.method, run.task, run.seed, rate)
-        folder = module_folder(block, block.name if block.kind == "classification" else block.trained.name)
+        folder = module_folder(block, _module_name(block))
         for ending in RUNS:
             RunFolder(folder.with_name(f"{folder.name}.{ending}"), {}).discard()
+
+
+def _module_name(block: Any) -> str:
+    if block.kind == "classification":
+        return str(block.name)
+    return str(block.prompting.name if block.kind == "prompting" else block.trained.name)
 
 
 def _append(path: Path, result: Mapping[str, Any]) -> None:
@@ -299,8 +305,11 @@ def _parts(config: MethodComparison) -> dict[str, str]:
 
 
 def _method_digest(method: ComparedMethod) -> str:
-    """Of a trained method the one that it had before there were promptings."""
-    return sha256_json(method.model_dump(mode="json", exclude={"prompting"} if method.prompting is None else None))
+    """Of a method the one that it had before there were settings that it does not use, so that its results stay."""
+    unused: Any = {"prompting"}
+    if method.prompting is not None:
+        unused = {"prompting": {"verbalizer"}} if method.prompting.verbalizer == "words" else None
+    return sha256_json(method.model_dump(mode="json", exclude=unused))
 
 
 def _file_digest(records: Records | None) -> Any:

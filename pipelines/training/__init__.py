@@ -37,7 +37,7 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
     Raises:
         ConfigError: nothing to train in this config.
     """
-    if isinstance(config, PromptingJob):
+    if isinstance(config, PromptingJob) and not config.prompting.learns:
         raise ConfigError(NOTHING_TO_TRAIN)
     if getattr(config, "training", None) is None:
         raise ConfigError(f"this config of kind {config.kind} has no training block; there is nothing to train")
@@ -57,6 +57,10 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
         from pipelines.training.classification import train_classification
 
         return train_classification(config, restart=restart, log=log)
+    if isinstance(config, PromptingJob):
+        from pipelines.training.prompting import train_prompting
+
+        return train_prompting(config, restart=restart, log=log)
     if isinstance(config, TextualRecursion):
         from pipelines.training.textual_recursion import train_textual
 

@@ -63,7 +63,7 @@ def make_evaluation(folder: Path) -> Path:
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "index": make_index,
     "module": make_module,
-    "tuned encoder": make_tuned,
+    "modules trained together": make_tuned,
     "training state": make_training_state,
     "evaluation": make_evaluation,
 }
