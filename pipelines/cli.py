@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import cli_answer, cli_check, cli_measure, cli_train
+from pipelines import cli_answer, cli_check, cli_measure, cli_search, cli_train
 from pipelines.console import INTERRUPTED, interrupted, report
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ app.command()(cli_train.pretrain)
 app.command()(cli_measure.evaluate)
 app.command()(cli_measure.compare)
 app.command("compare-methods")(cli_measure.compare_methods)
+app.command("search-prompts")(cli_search.search_prompts)
 app.command()(cli_measure.prompts)
 app.command()(cli_train.export)
 app.command("import")(cli_train.import_)

@@ -78,6 +78,7 @@ from pipelines.config_retrieval import (
     needs_corpus,
     retrieves,
 )
+from pipelines.config_search import PromptSearch, ProposeTemplates, ProposeWords, Search
 from pipelines.config_tasks import Records, TaskBlock, TaskEvaluation, TaskInput, TaskTraining
 from pipelines.config_text import PromptPretraining
 from pipelines.config_training import Evaluation, Loop, PromptTraining, RerankerTraining, Training
@@ -107,6 +108,7 @@ Config = Annotated[
     | Multitask
     | Classification
     | PromptingJob
+    | PromptSearch
     | MethodComparison,
     Discriminator("kind"),
 ]
@@ -188,10 +190,13 @@ __all__ = [
     "Prompt",
     "PromptPerTask",
     "PromptPretraining",
+    "PromptSearch",
     "PromptTraining",
     "Prompting",
     "PromptingInput",
     "PromptingJob",
+    "ProposeTemplates",
+    "ProposeWords",
     "Questions",
     "READS",
     "Rate",
@@ -203,6 +208,7 @@ __all__ = [
     "Retrieval",
     "Retriever",
     "Route",
+    "Search",
     "SecondPass",
     "Share",
     "SoftPrompt",

@@ -12,7 +12,16 @@ from pipelines import stages
 from pipelines.answer import Answer
 from pipelines.asked import Asked
 from pipelines.components import Components
-from pipelines.config import READS, Classification, Job, MethodComparison, Multitask, PromptingJob, retrieves
+from pipelines.config import (
+    READS,
+    Classification,
+    Job,
+    MethodComparison,
+    Multitask,
+    PromptingJob,
+    PromptSearch,
+    retrieves,
+)
 from pipelines.corpora import corpus_sha256, passages
 from pipelines.errors import ConfigError, retrieval_errors
 from pipelines.loader import load_config
@@ -65,11 +74,13 @@ class Pipeline(Asked[str]):
                 `plain_prompt=`: objects that replace the config's own.
 
         Raises:
-            ConfigError: every fault of the config, an unknown component, or a config of a comparison.
+            ConfigError: every fault of the config, an unknown component, or a config of a comparison or a search.
         """
         config = load_config(source, overrides=overrides)
         if isinstance(config, MethodComparison):
             raise ConfigError("a config of kind method_comparison is run by `frozenlm compare-methods`")
+        if isinstance(config, PromptSearch):
+            raise ConfigError("a config of kind prompt_search is run by `frozenlm search-prompts`")
         if isinstance(config, Classification):
             from pipelines.classification import ClassificationPipeline
 

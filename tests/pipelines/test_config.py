@@ -33,7 +33,8 @@ def test_the_committed_schema_is_up_to_date() -> None:
 def test_the_schema_knows_every_kind() -> None:
     schema = json.loads(schema_text())
     kinds = {"retrieval", "reranker", "frozen_reader", "closed_book", "multitask"}
-    kinds |= {"textual_recursion", "neural_recursion", "classification", "prompting", "method_comparison"}
+    kinds |= {"textual_recursion", "neural_recursion", "classification", "prompting"}
+    kinds |= {"prompt_search", "method_comparison"}
     assert set(schema["discriminator"]["mapping"]) == kinds
     assert schema["$defs"]["BM25"]["additionalProperties"] is False
 

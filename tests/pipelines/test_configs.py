@@ -15,7 +15,8 @@ from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 
 COMPARISONS = [name for name in packaged_configs() if name.startswith("method_comparison")]
-CONFIGS = [name for name in packaged_configs() if name not in COMPARISONS]
+SEARCHES = ["prompting/search.yaml"]
+CONFIGS = [name for name in packaged_configs() if name not in (*COMPARISONS, *SEARCHES)]
 FROM_A_HUB = [name for name in CONFIGS if "not run here" in (config_folder() / name).read_text().lower()]
 READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask", "prompting")
 KINDS = ("retrieval", "reranker", *READERS)
@@ -59,6 +60,8 @@ def test_builds_where_its_data_and_models_are_at_hand(
         # What has to be trained first is left out here; training has tests of its own.
         if getattr(config, block, None) is not None:
             config = config.model_copy(update={block: None})
+    if config.kind == "prompting" and config.prompting.learns:
+        config = load_config(config, overrides=["training=null", "prompting.templates=[]", "prompting.verbalizer=words"])
     if config.kind == "textual_recursion":
         config = load_config(config, overrides=["second_pass.prompt=null"])
     if config.kind == "neural_recursion":
@@ -73,6 +76,15 @@ def test_a_comparison_loads_and_is_no_pipeline(name: str) -> None:
     config = load_config(name)
     assert len(list(runs(config))) == len(config.tasks) * sum(method.runs(config.seeds) for method in config.methods)
     with pytest.raises(ConfigError, match="compare-methods"):
+        Pipeline.from_config(name)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_loads_and_is_no_pipeline(name: str) -> None:
+    config = load_config(name)
+    for template in config.templates:
+        assert config.job([template], config.first_words).kind == "prompting"
+    with pytest.raises(ConfigError, match="search-prompts"):
         Pipeline.from_config(name)
 
 
