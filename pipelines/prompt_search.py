@@ -79,6 +79,8 @@ def _searched(config: PromptSearch, out: Path, log: Log) -> dict[str, Any]:
     settings: dict[str, Any] = {"path": out / SCORES, "about": asked.about, "seed": config.seed}
     first = {label: [word] for label, word in config.first_words.items()}
     (baseline,) = search(config.templates[:1], first, asked.score, trials=1, **settings)
+    if baseline.score == IMPOSSIBLE:  # kept from when it was not the first
+        asked.score(baseline.candidate)
     more = asked.proposals(out / PROPOSED)
     templates = [*config.templates, *(source for source in more.templates if source not in config.templates)]
     words = {label: list(dict.fromkeys([*own, *more.words.get(label, [])])) for label, own in config.words.items()}
@@ -115,7 +117,7 @@ class Asked:
     """The LM and the dev records; every candidate is asked of the same."""
 
     def __init__(self, config: PromptSearch, log: Log) -> None:
-        self.config, self._log = config, log
+        self.config, self._log, self._scored = config, log, 0
         self.label = task_spec(config.task).label
         self.given = config.job(config.templates, config.first_words)
         own = [record for _, record in labelled_records(self.given, "dev")]
@@ -175,19 +177,26 @@ class Asked:
         return self.config.job([candidate.template], candidate.words)
 
     def score(self, candidate: Candidate) -> float:
-        """Share of the dev records that it gets right; `IMPOSSIBLE` where the LM cannot be asked so."""
+        """Share of the dev records that it gets right; `IMPOSSIBLE` where the LM cannot be asked so.
+
+        Raises:
+            ConfigError, ShapeError: it is the config's first, and the LM cannot be asked so.
+        """
         from frozenlm.prompting.classify import accuracy
 
         said = f"{candidate.template!r} with {', '.join(candidate.words.values())}"
         try:
             found = self._ensemble(self.job(candidate)).classify(self.host, self.records)
         except (ConfigError, ShapeError) as error:
+            if (candidate.template, candidate.words) == (self.config.templates[0], self.config.first_words):
+                raise
             self._log(f"impossible: {said}: {error}")
             return IMPOSSIBLE
         score = accuracy(found, self.records, label=self.label)
         cut, dropped = sum(one.cut > 0 for one in found), sum(one.dropped for one in found)
         notes = [f"{cut} inputs cut"] * bool(cut) + [f"{dropped} demonstrations dropped"] * bool(dropped)
-        self._log(f"{score:.4f}  {said}{' (' + ', '.join(notes) + ')' if notes else ''}")
+        self._scored += 1
+        self._log(f"{self._scored}: {score:.4f}  {said}{' (' + ', '.join(notes) + ')' if notes else ''}")
         return score
 
     def _ensemble(self, job: PromptingJob) -> Ensemble:
