@@ -61,7 +61,8 @@ def test_builds_where_its_data_and_models_are_at_hand(
         if getattr(config, block, None) is not None:
             config = config.model_copy(update={block: None})
     if config.kind == "prompting" and config.prompting.learns:
-        config = load_config(config, overrides=["training=null", "prompting.templates=[]", "prompting.verbalizer=words"])
+        plain = ["training=null", "prompting.templates=[]", "prompting.verbalizer=words"]
+        config = load_config(config, overrides=plain)
     if config.kind == "textual_recursion":
         config = load_config(config, overrides=["second_pass.prompt=null"])
     if config.kind == "neural_recursion":
