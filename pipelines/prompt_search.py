@@ -73,7 +73,7 @@ def _searched(config: PromptSearch, out: Path, log: Log) -> dict[str, Any]:
     from frozenlm.checkpoint import atomic_write_bytes
     from frozenlm.prompting.search import search
 
-    asked = Asked(config, log)
+    asked = Scorer(config, log)
     asked.check_given()
     log(f"{len(asked.records)} dev records, at most {config.search.trials} trials; what {out} holds is kept")
     settings: dict[str, Any] = {"path": out / SCORES, "about": asked.about, "seed": config.seed}
@@ -113,7 +113,7 @@ def _record(one: Scored) -> dict[str, Any]:
     return {"score": one.score, "template": one.candidate.template, "words": dict(one.candidate.words)}
 
 
-class Asked:
+class Scorer:
     """The LM and the dev records; every candidate is asked of the same."""
 
     def __init__(self, config: PromptSearch, log: Log) -> None:
