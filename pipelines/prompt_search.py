@@ -73,26 +73,26 @@ def _searched(config: PromptSearch, out: Path, log: Log) -> dict[str, Any]:
     from frozenlm.checkpoint import atomic_write_bytes
     from frozenlm.prompting.search import search
 
-    asked = Scorer(config, log)
-    asked.check_given()
-    log(f"{len(asked.records)} dev records, at most {config.search.trials} trials; what {out} holds is kept")
-    settings: dict[str, Any] = {"path": out / SCORES, "about": asked.about, "seed": config.seed}
+    scorer = Scorer(config, log)
+    scorer.check_given()
+    log(f"{len(scorer.records)} dev records, at most {config.search.trials} trials; what {out} holds is kept")
+    settings: dict[str, Any] = {"path": out / SCORES, "about": scorer.about, "seed": config.seed}
     first = {label: [word] for label, word in config.first_words.items()}
-    (baseline,) = search(config.templates[:1], first, asked.score, trials=1, **settings)
+    (baseline,) = search(config.templates[:1], first, scorer.score, trials=1, **settings)
     if baseline.score == IMPOSSIBLE:  # kept from when it was not the first
-        asked.score(baseline.candidate)
-    more = asked.proposals(out / PROPOSED)
+        scorer.score(baseline.candidate)
+    more = scorer.proposals(out / PROPOSED)
     templates = [*config.templates, *(source for source in more.templates if source not in config.templates)]
     words = {label: list(dict.fromkeys([*own, *more.words.get(label, [])])) for label, own in config.words.items()}
-    found = search(templates, words, asked.score, trials=config.search.trials, **settings)
+    found = search(templates, words, scorer.score, trials=config.search.trials, **settings)
     every = [baseline, *(one for one in found if one.candidate != baseline.candidate)]
     ranked = sorted((one for one in every if one.score != IMPOSSIBLE), key=lambda one: -one.score)
-    best, verification = ranked[0], asked.host.verify()
+    best, verification = ranked[0], scorer.host.verify()
     said = (
-        f"Found by frozenlm search-prompts: accuracy {best.score:.4f} on {len(asked.records)} dev records of "
+        f"Found by frozenlm search-prompts: accuracy {best.score:.4f} on {len(scorer.records)} dev records of "
         f"{config.task.name}, {baseline.score:.4f} with the first candidate; {len(every)} tried."
     )
-    text = best_yaml(config, asked.job(best.candidate), said)
+    text = best_yaml(config, scorer.job(best.candidate), said)
     atomic_write_bytes(out / BEST, text.encode())
     return {
         "task": config.task.name,
@@ -100,7 +100,7 @@ def _searched(config: PromptSearch, out: Path, log: Log) -> dict[str, Any]:
         "baseline": _record(baseline),
         "tried": len(every),
         "impossible": len(every) - len(ranked),
-        "dev_records": len(asked.records),
+        "dev_records": len(scorer.records),
         "proposed": {"templates": len(more.templates), "words": more.words, "templates_left_out": more.left_out},
         "lm_weights_changed": verification.changed,
         "lm_weights": verification.total,
