@@ -1,6 +1,6 @@
 """The promise, over every method and every LM: nothing that is trained, evaluated or served around the LM changes it.
 
-A new method adds one entry to `METHODS`.
+A new method adds one entry to `METHODS`, and what is trained and kept in parts to `TOGETHER`.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ from frozenlm.deltas.random_subset import RandomSubset
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompting.classify import Prompt, label_loss
+from frozenlm.prompting.learned import LearnedPrompt
 from frozenlm.prompting.learned_verbalizers import PrototypicalVerbalizer, SoftVerbalizer
 from frozenlm.prompting.soft_slots import SoftSlots
 from frozenlm.prompting.template import Template
@@ -90,6 +91,17 @@ def labels_loss(lm: FrozenLM, module: Any, examples: Sequence[Example]) -> tuple
 def serve_labels(lm: FrozenLM, module: Any) -> None:
     prompt, records = label_prompt(module)
     prompt.classify(lm, records)
+
+
+def learned_loss(lm: FrozenLM, module: Any, examples: Sequence[Example]) -> tuple[Tensor, int]:
+    records, labels = [{"text": one.source.text} for one in examples], words().labels
+    prompt = module.prompt(SLOTTED, words())
+    places = [labels.index(one.source.task or "") for one in examples]
+    return module.loss(lm, prompt, prompt.fill(lm, records), places)
+
+
+def serve_learned(lm: FrozenLM, module: Any) -> None:
+    module.prompt(SLOTTED, words()).classify(lm, label_prompt(module.slots)[1])
 
 
 def connector_loss(lm: FrozenLM, connector: Connector, examples: Sequence[Example]) -> tuple[Tensor, int]:
@@ -420,6 +432,17 @@ METHODS = (
     ),
     Method("full_copy", "full_copy", frozenset({"weights"}), FullCopy.create, delta_loss, serve_delta),
 )
+# Each part has a file of its own, which the parts' own entries above are about.
+TOGETHER = (
+    Method(
+        "learned_prompt",
+        "",
+        frozenset({"slots.vectors.lead", "slots.vectors.tail", "verbalizer.projection", "verbalizer.prototypes"}),
+        lambda lm: LearnedPrompt.create(lm, SLOTTED, words(), verbalizer="prototypical"),
+        learned_loss,
+        serve_learned,
+    ),
+)
 
 QUESTIONS = ("who was the king", "what is blue", "the cat sat on the mat", "", "where is paris in france", "a dog")
 EXAMPLES = [
@@ -431,7 +454,7 @@ SETTINGS = TrainSettings(steps=4, batch_size=4, gradient_accumulation=2, eval_ev
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 every_pair = pytest.mark.parametrize(
     ("method", "lm_name"),
-    [pytest.param(method, name, id=f"{method.name}-{name}") for method in METHODS for name in method.lms],
+    [pytest.param(method, lm, id=f"{method.name}-{lm}") for method in (*METHODS, *TOGETHER) for lm in method.lms],
 )
 
 
