@@ -114,22 +114,33 @@ class Subspace(nn.Module):
         return self.theta.new_empty(self.flat.total, len(self.theta)) @ self.theta
 
     def _fastfood(self) -> Tensor:
-        block = fastfood_block(len(self.theta))
-        count = -(-self.flat.total // block)
-        signs, factors = (self.theta.new_empty(count, block) for _ in range(2))
-        order = self.theta.new_empty(count * block, dtype=torch.int32)
-        padded = nn.functional.pad(self.theta, (0, block - len(self.theta)))
-        mixed = self._hadamard(signs * padded)
-        shuffled = mixed.flatten().index_select(0, order).view_as(mixed)
-        return self._hadamard(shuffled * factors).flatten()[: self.flat.total]
+        projected: Tensor = _Fastfood.apply(self.theta, self.flat.total)
+        return projected
 
-    def _hadamard(self, x: Tensor) -> Tensor:
-        shape, after = x.shape, 1
-        for width in hadamard_widths(shape[-1]):
-            small = x.new_empty(width, width)
-            x = x.reshape(-1, width) @ small if after == 1 else small @ x.reshape(-1, width, after)
-            after *= width
-        return x.reshape(shape)
+
+class _Fastfood(torch.autograd.Function):
+    """The projection's products, of which nothing is kept for the backward pass, as in `projections.py`."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, weights: int) -> Tensor:
+        ctx.dimension, ctx.block = len(theta), fastfood_block(len(theta))
+        count = -(-weights // ctx.block)
+        return _hadamard(_hadamard(theta.new_empty(count, ctx.block))).flatten()[:weights]
+
+    @staticmethod
+    def backward(ctx: Any, *of_weights: Tensor) -> tuple[Tensor, None]:
+        count = -(-len(of_weights[0]) // ctx.block)
+        back = _hadamard(_hadamard(of_weights[0].new_empty(count, ctx.block)))
+        return back.sum(0)[: ctx.dimension], None
+
+
+def _hadamard(x: Tensor) -> Tensor:
+    shape, after = x.shape, 1
+    for width in hadamard_widths(shape[-1]):
+        small = x.new_empty(width, width)
+        x = x.reshape(-1, width) @ small if after == 1 else small @ x.reshape(-1, width, after)
+        after *= width
+    return x.reshape(shape)
 
 
 class Prefix(nn.Module):
