@@ -144,7 +144,7 @@ def test_what_was_trained_with_other_settings_is_never_used(tmp_path: Path) -> N
         ({"pool": "first"}, "with pool 'mean', the config asks for 'first'"),
         ({"delta": lora | {"rank": 4}}, "with rank 2, the config asks for 4"),
         ({"delta": lora | {"targets": "feed_forward"}}, "with targets"),
-        ({"delta": None}, "holds a head with a delta, and one without was asked for"),
+        ({"delta": None}, "holds delta and head, and head was asked for"),
         ({"task": task | {"verbalizer": {"red": "red", "blue": "azure"}}}, "tells red, blue apart, the task asks for"),
     ):
         config = load_config(settings(world, **{"delta": lora} | changes))

@@ -14,15 +14,16 @@ from pipelines.errors import ConfigError
 from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 
-COMPARISONS = [name for name in packaged_configs() if name.startswith("method_comparison")]
-SEARCHES = ["prompting/search.yaml"]
-CONFIGS = [name for name in packaged_configs() if name not in (*COMPARISONS, *SEARCHES)]
+KIND_OF = {name: load_config(name).kind for name in packaged_configs()}
+COMPARISONS = [name for name, kind in KIND_OF.items() if kind == "method_comparison"]
+SEARCHES = [name for name, kind in KIND_OF.items() if kind == "prompt_search"]
+CONFIGS = [name for name in KIND_OF if name not in (*COMPARISONS, *SEARCHES)]
 FROM_A_HUB = [name for name in CONFIGS if "not run here" in (config_folder() / name).read_text().lower()]
 READERS = ("frozen_reader", "closed_book", "textual_recursion", "neural_recursion", "multitask", "prompting")
 KINDS = ("retrieval", "reranker", *READERS)
 
 
-@pytest.mark.parametrize("name", packaged_configs())
+@pytest.mark.parametrize("name", KIND_OF)
 def test_header_says_how_to_run_it_what_it_needs_and_what_it_shows(name: str) -> None:
     lines = (config_folder() / name).read_text().splitlines()
     header = [line for line in lines[:8] if line.startswith("#")]
