@@ -65,20 +65,36 @@ def pretrain(
 
 
 def export(
-    config: ConfigArg,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.")],
+    run: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="The config that trained it, or a trained module's folder with its model."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="A new folder; else beside the module, as NAME.peft.")
+    ] = None,
     format_: FormatOpt = PeftFormat.peft,
+    lm: Annotated[str | None, typer.Option("--lm", metavar="MODEL", help="Of a folder: the LM it is for.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", metavar="MODEL", help="Of a folder: the encoder it is for.")
+    ] = None,
     as_json: JsonOpt = False,
     set_: SetOpt = None,
     workspace: WorkspaceOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Write what the config has trained as another library reads it."""
-    loaded = load(config, set_, workspace)
-    hush(quiet)
-    from pipelines.peft_exchange import export_peft
+    """Write what has been trained as another library reads it."""
+    from pipelines.errors import ConfigError
+    from pipelines.peft_exchange import export_module, export_peft
 
-    done = export_peft(loaded, out, log=logger(quiet))
+    hush(quiet)
+    if Path(run).is_dir():
+        if set_ or workspace is not None:
+            raise ConfigError(f"{run} is a folder; --set and --workspace are for a config")
+        done = export_module(run, out, lm=lm, encoder=encoder, log=logger(quiet))
+    elif lm is not None or encoder is not None:
+        raise ConfigError("--lm and --encoder are for a module's folder; a config names its own model")
+    else:
+        done = export_peft(load(run, set_, workspace), out, log=logger(quiet))
     show_figures(done, "exported", as_json=as_json)
 
 

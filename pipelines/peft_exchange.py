@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frozenlm.saved_parts import PARTS_FILE
 from pipelines import build_tasks
 from pipelines import config as c
-from pipelines.build import Log, frozen_lm, module_folder, soft_prompt
+from pipelines.build import Log, frozen_encoder, frozen_lm, module_folder, soft_prompt
+from pipelines.build_classification import trained_tuned
 from pipelines.build_deltas import check_asked_for
 from pipelines.errors import CheckpointError, ConfigError
 
@@ -19,8 +21,11 @@ _PROMPTS = ("soft_prompt", "p_tuning", "prefix_tuning", "p_tuning_v2")
 PEFT_KINDS = (*_PROMPTS, "lora", "rslora", "dora", "loha", "lokr", "vera", "ia3")
 
 
-def export_peft(config: Any, out: Path | str, *, log: Log = lambda _: None) -> dict[str, Any]:
+def export_peft(config: Any, out: Path | str | None = None, *, log: Log = lambda _: None) -> dict[str, Any]:
     """Write the trained prompt or delta of a config so that `PeftModel.from_pretrained(model, out)` runs it.
+
+    Args:
+        out: a new folder; None for one beside the trained module, `NAME.peft`.
 
     Returns:
         `kind`, `folder` and `base_model`.
@@ -29,34 +34,54 @@ def export_peft(config: Any, out: Path | str, *, log: Log = lambda _: None) -> d
         ConfigError: a config of another kind, or a method that peft does not have in this form.
         CheckpointError: not trained yet, or a folder that is not empty or cannot be written.
     """
-    block, out = _block(config), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"{out} is there already and not empty; export into a new folder")
+    block = _block(config)
+    if isinstance(config, c.Classification):
+        out = _new_folder(out, module_folder(config, config.name))
+        encoder = frozen_encoder(config.encoder)
+        log("the delta alone is exported: peft's file has no place for the head")
+        return _written(trained_tuned(config, encoder).delta, block.kind, out, encoder, config.encoder.model, log)
+    out = _new_folder(out, module_folder(config, block.name))
     lm = frozen_lm(config.lm)
-    module: Any
     if isinstance(config, c.Multitask):
-        module = build_tasks.trained_module(config, block, lm, None)
+        module: Any = build_tasks.trained_module(config, block, lm, None)
     else:
         module = soft_prompt(config, block.model_copy(update={"missing": "error"}), lm)
-    base = config.lm.model
-    if block.kind == "soft_prompt":
-        from frozenlm.prompts.peft_format import to_peft
+    return _written(module, block.kind, out, lm, config.lm.model, log)
 
-        to_peft(module, out, lm, base_name=base)
-    elif block.kind == "p_tuning":
-        from frozenlm.prompts.peft_p_tuning import p_tuning_to_peft
 
-        p_tuning_to_peft(module, out, lm, base_name=base)
-    elif block.kind in ("prefix_tuning", "p_tuning_v2"):
-        from frozenlm.deltas.prefix_peft_format import prefix_to_peft
+def export_module(
+    folder: Path | str,
+    out: Path | str | None = None,
+    *,
+    lm: str | None = None,
+    encoder: str | None = None,
+    log: Log = lambda _: None,
+) -> dict[str, Any]:
+    """`export_peft` of a module's folder, such as those that `compare-methods` leaves, without the config it came from.
 
-        prefix_to_peft(module, out, lm, base_name=base)
-    else:
-        from frozenlm.deltas.peft_files import export_peft as of_peft
+    Args:
+        folder: of the module, or of a head and the delta beside it.
+        lm, encoder: the model it was trained for, one of the two.
 
-        of_peft(module, out, lm, base_name=base)
-    log(f"exported: {out}")
-    return {"kind": block.kind, "folder": str(out), "base_model": base}
+    Raises:
+        ConfigError: no model or two, or a method that peft does not have.
+        CheckpointError: damaged, of another model, or a folder that is not empty or cannot be written.
+    """
+    from frozenlm.checkpoint import verify_module
+    from frozenlm.deltas.catalogue import methods
+
+    if (lm is None) == (encoder is None):
+        raise ConfigError(f"{folder} does not say where its model lies; name it with --lm MODEL, or --encoder MODEL")
+    folder = Path(folder)
+    source = folder / "delta" if (folder / PARTS_FILE).exists() else folder
+    kind = verify_module(source).kind
+    found = next((one for one in methods() if one.kind == kind and one.peft_type is not None), None)
+    if found is None:
+        raise ConfigError(f"peft has no form for {source}, which holds {kind}; expected one of {', '.join(PEFT_KINDS)}")
+    out = _new_folder(out, folder)
+    host = frozen_lm(c.LM(model=lm)) if lm is not None else frozen_encoder(c.FrozenEncoder(model=str(encoder)))
+    module = found.module_class.load(source, host).eval()
+    return _written(module, getattr(module, "method", kind), out, host, str(lm or encoder), log)
 
 
 def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
@@ -76,6 +101,8 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
     from frozenlm.train_state import RunFolder
 
     block = _block(config)
+    if isinstance(config, c.Classification):
+        raise ConfigError("peft's file has no head, and a config of kind classification trains one; train it here")
     target = module_folder(config, block.name)
     run = RunFolder(target.with_name(f"{block.name}.run"), {})
     there = target if target.exists() else run.folder if run.has_state else None
@@ -126,13 +153,48 @@ def _soft_prompt(folder: Path, lm: FrozenLM) -> SoftPrompt:
     return from_peft(folder, lm)
 
 
+def _new_folder(out: Path | str | None, module: Path) -> Path:
+    out = module.with_name(f"{module.name}.peft") if out is None else Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"{out} is there already and not empty; export into a new folder")
+    return out
+
+
+def _written(module: Any, kind: str, out: Path, host: Any, base: str, log: Log) -> dict[str, Any]:
+    """In the format of peft's that the module has."""
+    from frozenlm.deltas.p_tuning_v2 import PTuningV2
+    from frozenlm.deltas.peft_files import export_peft as delta_to_peft
+    from frozenlm.deltas.prefix_peft_format import prefix_to_peft
+    from frozenlm.deltas.prefix_tuning import PrefixTuning
+    from frozenlm.prompts.p_tuning import PTuning
+    from frozenlm.prompts.peft_format import to_peft
+    from frozenlm.prompts.peft_p_tuning import p_tuning_to_peft
+    from frozenlm.prompts.slots import SlottedPrompt
+    from frozenlm.prompts.soft_prompt import SoftPrompt
+
+    if isinstance(module, SoftPrompt):
+        to_peft(module, out, host, base_name=base)
+    elif isinstance(module, PTuning | SlottedPrompt):
+        p_tuning_to_peft(module, out, host, base_name=base)
+    elif isinstance(module, PrefixTuning | PTuningV2):
+        prefix_to_peft(module, out, host, base_name=base)
+    else:
+        delta_to_peft(module, out, host, base_name=base)
+    log(f"exported: {out}")
+    return {"kind": kind, "folder": str(out), "base_model": base}
+
+
 def _block(config: Any) -> Any:
-    block = config.trained if isinstance(config, c.Multitask) else getattr(config, "prompt", None)
+    if isinstance(config, c.Classification):
+        block = config.delta
+    else:
+        block = config.trained if isinstance(config, c.Multitask) else getattr(config, "prompt", None)
     kind = getattr(block, "kind", None)
-    if not isinstance(config, c.Multitask | c.FrozenReader | c.ClosedBook) or kind not in PEFT_KINDS:
+    takes = c.Multitask | c.Classification | c.FrozenReader | c.ClosedBook
+    if not isinstance(config, takes) or kind not in PEFT_KINDS:
         raise ConfigError(
             f"peft has no form for {kind or 'nothing'} of a config of kind {config.kind}; expected one of "
-            f"{', '.join(PEFT_KINDS)} of a config of kind multitask, or the prompt of a reader"
+            f"{', '.join(PEFT_KINDS)} of a config of kind multitask or classification, or the prompt of a reader"
         )
     if getattr(block, "position", "prefix") != "prefix":
         raise ConfigError("peft puts soft prompts before the text, this one stands behind it; train a prefix prompt")

@@ -31,11 +31,12 @@ def prefix_to_peft(
 
     base_name: path or hub id of the LM, which peft records; None for the one it was loaded from
 
-    Raises: ConfigError for an encoder-decoder, or a prefix without `position_offset`; CheckpointError for numbers that
-        are not finite, or a folder that cannot be written.
+    Raises: ConfigError for an encoder-decoder or an encoder, or a prefix without `position_offset`; CheckpointError for
+        numbers that are not finite, or a folder that cannot be written.
     """
-    if lm.kind != "decoder" or not delta.position_offset:
-        reason = "this prefix has position_offset=False" if lm.kind == "decoder" else "this LM is an encoder-decoder"
+    kind = getattr(lm, "kind", "encoder")
+    if kind != "decoder" or not delta.position_offset:
+        reason = "this prefix has position_offset=False" if kind == "decoder" else f"this model's kind is {kind}"
         raise ConfigError(
             f"peft's form of a prefix is for decoder-only LMs and counts it as tokens, but {reason}; keep it in our "
             "own format"

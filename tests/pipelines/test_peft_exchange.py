@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
-from frozenlm.deltas.attach import using
+from frozenlm.deltas.attach import attach, using
 from frozenlm.rows import Row, Tokens
 from pipelines import build_tasks, cli
 from pipelines.build import frozen_lm
 from pipelines.errors import CheckpointError, ConfigError
-from pipelines.peft_exchange import export_peft, import_peft
+from pipelines.loader import load_config
+from pipelines.peft_exchange import export_module, export_peft, import_peft
+from pipelines.pipeline import Pipeline
 from pipelines.training import train
+from tests.pipelines import test_classification as of_encoder
 from tests.pipelines.toy_multitask import configured, make_world
 
 PREFIX = {"kind": "soft_prompt", "name": "d", "length": 3, "position": "prefix"}
@@ -115,6 +118,56 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert cli.main(["import", str(file), out, "--quiet"]) == 1
     assert "is there already" in capsys.readouterr().err
     assert cli.main(["import", str(file), out, "--restart", "--quiet"]) == 0
+
+
+def test_a_modules_folder_is_enough_where_its_model_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = make_world(tmp_path, "opt")
+    for block in BLOCKS:
+        config = configured(world, **block, workspace=str(tmp_path / kind_of(block)))
+        train(config)
+        by_config, folder = export_peft(config, tmp_path / f"{kind_of(block)}.out"), Path(config.workspace) / "modules"
+        assert cli.main(["export", str(folder / "d"), "--lm", str(world / "lm"), "--quiet", "--json"]) == 0
+        done = json.loads(capsys.readouterr().out)
+        assert done == by_config | {"folder": str(folder / "d.peft")}
+        for name in ("adapter_config.json", "adapter_model.safetensors"):
+            assert (folder / "d.peft" / name).read_bytes() == (Path(by_config["folder"]) / name).read_bytes()
+        assert cli.main(["export", str(folder / "d"), "--quiet"]) == 2
+        assert "name it with --lm MODEL" in capsys.readouterr().err
+    assert cli.main(["export", str(tmp_path), "--lm", str(world / "lm"), "--quiet"]) == 1
+    assert "does not exist; a module folder holds" in capsys.readouterr().err
+    bitfit = configured(world, prompt=None, delta={"kind": "bitfit", "name": "b"})
+    train(bitfit)
+    with pytest.raises(ConfigError, match="which holds bitfit"):
+        export_module(Path(bitfit.workspace) / "modules" / "b", lm=str(world / "lm"))
+
+
+def test_a_delta_of_an_encoder_goes_out_without_its_head(tmp_path: Path) -> None:
+    world = of_encoder.make_world(tmp_path)
+    config = load_config(of_encoder.settings(world, delta={"kind": "lora", "name": "d", "rank": 2}))
+    train(config)
+    folder = Path(export_peft(config)["folder"])
+    assert folder == world / "work" / "modules" / "colours.peft"
+    export_module(world / "work" / "modules" / "colours", tmp_path / "again", encoder=str(world / "encoder"))
+    assert (tmp_path / "again" / "adapter_model.safetensors").read_bytes() == (
+        folder / "adapter_model.safetensors"
+    ).read_bytes()
+    ids = torch.tensor([IDS])
+    theirs = PeftModel.from_pretrained(AutoModel.from_pretrained(world / "encoder"), folder).eval()
+    with Pipeline.from_config(config) as pipeline, torch.no_grad():
+        encoder: Any = pipeline.encoder  # type: ignore[attr-defined]
+        plain = encoder.model(input_ids=ids).last_hidden_state
+        with attach(encoder, pipeline.tuned.delta):  # type: ignore[attr-defined]
+            ours = encoder.model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(ours, theirs(input_ids=ids).last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(ours, plain)
+    with pytest.raises(ConfigError, match="has no head"):
+        import_peft(config, folder)
+    prefix = load_config(of_encoder.settings(world, name="other", delta={"kind": "p_tuning_v2", "name": "d"}))
+    train(prefix)
+    with pytest.raises(ConfigError, match="this model's kind is encoder"):
+        export_peft(prefix)
 
 
 def test_what_was_imported_is_not_written_over_by_an_old_training(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_what_has_no_form_in_peft(tmp_path: Path) -> None:
     lm, t5 = toy_lm(), toy_lm("t5")
     with pytest.raises(ConfigError, match="position_offset=False"):
         prefix_to_peft(PTuningV2.create(lm, 2, position_offset=False), tmp_path, lm)
-    with pytest.raises(ConfigError, match="encoder-decoder"):
+    with pytest.raises(ConfigError, match="kind is encoder-decoder"):
         prefix_to_peft(PTuningV2.create(t5, 2), tmp_path, t5)
     with pytest.raises(ConfigError, match="encoder-decoders are not read"):
         prefix_from_peft(tmp_path, t5)
