@@ -28,6 +28,8 @@ from frozenlm.deltas.partial_layers import PartialLayers
 from frozenlm.deltas.peft_methods import choose_targets
 from frozenlm.deltas.prefix_tuning import PrefixTuning
 from frozenlm.deltas.random_subset import RandomSubset
+from frozenlm.encoder import FrozenEncoder
+from frozenlm.encoder_tasks import LabelledText, TunedEncoder, classification_loss, predict
 from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, mean_loss, prompt_loss
 from frozenlm.prompting.classify import Prompt, label_loss
@@ -51,12 +53,14 @@ from frozenlm.recursion.connector import Connector
 from frozenlm.recursion.loss import mean_recursion_loss, recursion_loss
 from frozenlm.recursion.neural import RecursiveLM
 from frozenlm.rows import Tokens
+from frozenlm.task_heads import ClassificationHead
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
-from tests.toys import toy_encoder, toy_lm, toy_model
+from tests.toys import ENCODERS, toy_encoder, toy_lm, toy_model
 
 LMS = ("gpt2", "opt", "llama", "t5", "bart")
 DECODERS = ("gpt2", "opt", "llama")
+NOT_ON_ENCODERS = {("partial_layers_with_states_kept", "t5")}  # its blocks give back more than one tensor
 
 
 def serve_prompt(lm: FrozenLM, module: PromptModule) -> None:
@@ -240,6 +244,12 @@ def pruned_diff(lm: FrozenLM) -> DiffPruning:
     return gated.pruned()
 
 
+def partial_layers_with_states_kept(lm: FrozenLM) -> PartialLayers:
+    made = PartialLayers.create(lm)
+    made.keep_lower_states(lm, max_bytes=2**20)
+    return made
+
+
 def mask_bits(masking: Masking) -> nn.Module:
     kept = nn.Module()
     kept.register_buffer("bits", pack(masking.mask()))
@@ -252,6 +262,7 @@ def bitfit(lm: FrozenLM) -> BitFit:
 
 PEFT_TENSORS = {
     "lora": ("lora_A.weight", "lora_B.weight"),
+    "rslora": ("lora_A.weight", "lora_B.weight"),
     "dora": ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"),
     "vera": ("vera_lambda_b", "vera_lambda_d"),
     "loha": ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
@@ -386,6 +397,17 @@ METHODS = (
         gated_loss,
         serve_delta,
     ),
+    *(
+        Method(
+            f"diff_pruning_by_{structured}",
+            "diff_pruning",
+            frozenset({"values", "alpha", *(["group_alpha"] if structured else [])}),
+            lambda lm, structured=structured: DiffPruning.create(lm, structured=structured),
+            gated_loss,
+            serve_delta,
+        )
+        for structured in (None, "layer")
+    ),
     Method("pruned_diff", "diff_pruning", frozenset({"values", "index"}), pruned_diff, delta_loss, serve_delta),
     Method(
         "masking",
@@ -397,6 +419,15 @@ METHODS = (
         kept=mask_bits,
     ),
     Method("partial_layers", "partial_layers", frozenset({"offsets"}), PartialLayers.create, delta_loss, serve_delta),
+    Method(
+        "partial_layers_with_states_kept",
+        "partial_layers",
+        frozenset({"offsets"}),
+        partial_layers_with_states_kept,
+        delta_loss,
+        serve_delta,
+        DECODERS,
+    ),
     Method("random_subset", "random_subset", frozenset({"values"}), RandomSubset.create, delta_loss, serve_delta),
     Method(
         "intrinsic_dimension",
@@ -405,6 +436,19 @@ METHODS = (
         lambda lm: IntrinsicDimension.create(lm, dimension=40),
         delta_loss,
         serve_delta,
+    ),
+    *(
+        Method(
+            f"intrinsic_dimension_{projection}",
+            "intrinsic_dimension",
+            frozenset({"theta"}),
+            lambda lm, projection=projection: IntrinsicDimension.create(
+                lm, dimension=40, scales=None, projection=projection
+            ),
+            delta_loss,
+            serve_delta,
+        )
+        for projection in ("fastfood", "dense")
     ),
     Method(
         "soft_slots",
@@ -547,6 +591,59 @@ def test_lm_is_untouched_after_an_exception_within_a_step(tmp_path: Path, method
         train(method, lm, module, tmp_path, loss)
     assert states_of(lm, module) == before
     assert torch.equal(logits_with_the_module_off(lm), plain)
+
+
+DELTAS = tuple(method for method in METHODS if method.serve is serve_delta)
+every_delta_on_every_encoder = pytest.mark.parametrize(
+    ("method", "encoder_name"),
+    [pytest.param(d, e, id=f"{d.name}-{e}") for d in DELTAS for e in ENCODERS if (d.name, e) not in NOT_ON_ENCODERS],
+)
+
+
+def of_an_encoder(method: Method, encoder: FrozenEncoder) -> tuple[TunedEncoder, list[LabelledText], Any]:
+    """A head with the delta, what they learn from, and their loss."""
+    tuned = TunedEncoder(ClassificationHead.create(encoder, TASKS), method.make(encoder))  # type: ignore[arg-type]
+    examples = [LabelledText(text, label=TASKS[k % 2]) for k, text in enumerate(QUESTIONS)]
+
+    def loss(part: Sequence[LabelledText]) -> tuple[Tensor, int]:
+        value, units = classification_loss(encoder, tuned.head, tuned.delta, part)
+        return (value + units * tuned.delta.penalty() if hasattr(tuned.delta, "penalty") else value), units
+
+    return tuned, examples, loss
+
+
+@every_delta_on_every_encoder
+def test_an_encoder_is_untouched_and_every_part_moves(tmp_path: Path, method: Method, encoder_name: str) -> None:
+    encoder = toy_encoder(encoder_name)
+    tuned, examples, loss = of_an_encoder(method, encoder)
+    before, plain = state_of(encoder.model), encoder.vectors(QUESTIONS[:3])
+    start = {name: p.detach().clone() for name, p in tuned.named_parameters()}
+    fit(tuned, examples=examples, loss=loss, out=tmp_path, settings=SETTINGS, lm=encoder, progress=False)
+    predict(encoder, tuned.head, tuned.delta, examples)
+    assert state_of(encoder.model) == before
+    assert torch.equal(encoder.vectors(QUESTIONS[:3]), plain)
+    assert [name for name, p in tuned.named_parameters() if torch.equal(p, start[name])] == []
+
+
+@every_delta_on_every_encoder
+def test_an_encoder_is_untouched_after_an_exception_within_a_step(
+    tmp_path: Path, method: Method, encoder_name: str
+) -> None:
+    encoder = toy_encoder(encoder_name)
+    tuned, examples, loss = of_an_encoder(method, encoder)
+    before, plain, calls = state_of(encoder.model), encoder.vectors(QUESTIONS[:3]), []
+
+    def failing(part: Sequence[LabelledText]) -> tuple[Tensor, int]:
+        with attach(encoder, tuned.delta):
+            calls.append(part)
+            if len(calls) == 4:
+                raise RuntimeError("out of memory")
+        return loss(part)
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tuned, examples=examples, loss=failing, out=tmp_path, settings=SETTINGS, lm=encoder, progress=False)
+    assert state_of(encoder.model) == before
+    assert torch.equal(encoder.vectors(QUESTIONS[:3]), plain)
 
 
 @every_pair

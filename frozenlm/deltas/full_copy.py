@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module, save_module
 from frozenlm.deltas.attach import Host, parameter_of, replaced
 from frozenlm.deltas.flat import Flat, base, check_saved
+from frozenlm.errors import ConfigError
 
 KIND = "full_copy"
 
@@ -40,7 +41,16 @@ class FullCopy(nn.Module):
         return weights
 
     def attached(self, model: nn.Module) -> Any:
-        """The copy in the place of the model's weights."""
+        """The copy in the place of the model's weights.
+
+        Raises:
+            ConfigError: another delta stands in the place of weights already, and would be lost.
+        """
+        if any(not isinstance(parameter_of(model, name), nn.Parameter) for name in self.flat.names):
+            raise ConfigError(
+                "a full copy takes the place of all weights, and another delta stands in the place of some; attach the "
+                "copy first"
+            )
         parts = self.flat.split(self.weights)
         return replaced(model, {name: part.to(parameter_of(model, name).device) for name, part in parts.items()})
 

@@ -9,11 +9,12 @@ weights, so that peft never sees the model; what is trained belongs to this modu
 and is lent to peft's layers. Methods, settings and what is refused: `peft_methods.py`; files of peft: `peft_files.py`.
 Dropout is active while this module is in training mode. Weights are never merged: that would write to the model.
 
-All methods leave the model exactly as it is at step 0 (with peft's initialisations other than `False`). Several at once
-add up in the order given; DoRA measures the magnitudes of the model's own weights.
+All methods leave the model exactly as it is at step 0, but with peft's initialisations `False` and, in the last bits,
+"orthogonal". Several at once add up in the order given; DoRA measures the magnitudes of the model's own weights.
 """
 
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from frozenlm.checkpoint import load_module, save_module
 from frozenlm.deltas.attach import Host, Part, key, target_modules, unkey
-from frozenlm.deltas.peft_methods import check_settings, choose_targets, peft_method
+from frozenlm.deltas.peft_methods import METHODS, NOT_FOR_CONV1D, check_settings, choose_targets, peft_method
 from frozenlm.errors import CheckpointError, ConfigError, FrozenViolationError
 from frozenlm.prompts.saved import fill_exactly
 
@@ -60,6 +61,9 @@ class PeftDelta(nn.Module):
         super().__init__()
         self.method, self.settings = method, dict(settings or {})
         check_settings(method, self.settings)
+        if conv1d and method in NOT_FOR_CONV1D:
+            others = ", ".join(one for one in METHODS if one not in NOT_FOR_CONV1D)
+            raise ConfigError(f"{method} is not defined for Conv1D layers, which GPT-2 is made of; use {others}")
         self.layers = {name: (int(i), int(o)) for name, (i, o) in layers.items()}
         self.conv1d, self.rescaled_inputs, self._seed = conv1d, tuple(rescaled_inputs), seed
         self._built: tuple[Any, ...] = ()
@@ -152,7 +156,7 @@ class PeftDelta(nn.Module):
                         _put(scaffold, name, _stand_in(*shape, conv1d=self.conv1d))
                     torch.manual_seed(self._seed)
                     tuner = peft_method(self.method).tuner(scaffold, self.peft_config(), ADAPTER)
-            except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError) as error:
+            except (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, re.error) as error:
                 raise ConfigError(f"peft cannot make {self.method} of these layers: {error}") from error
             for name in self.layers:
                 tuner.model.get_submodule(name).merge = _refuse_to_merge

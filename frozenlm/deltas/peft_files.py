@@ -8,19 +8,20 @@ only layers and shapes are checked.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json, read_safetensors
+from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json
 from frozenlm.deltas.attach import Host, key, target_modules
 from frozenlm.deltas.lora import ADAPTER, PeftDelta
 from frozenlm.deltas.peft_methods import method_of
 from frozenlm.errors import CheckpointError, ConfigError
-from frozenlm.prompts.peft_format import CONFIG_NAME, WEIGHTS_NAME, check_finite, read_config, task_type
+from frozenlm.prompts.peft_format import CONFIG_NAME, WEIGHTS_NAME, check_finite, read_config, read_weights, task_type
 from frozenlm.prompts.saved import fill_exactly
 
 PREFIX = "base_model.model."
@@ -63,19 +64,19 @@ def import_peft(folder: Path | str, lm: Host) -> PeftDelta:
         take, or does not fit the model.
     """
     folder = Path(folder)
-    path, config = folder / WEIGHTS_NAME, read_config(folder / CONFIG_NAME)
+    config, path = read_config(folder / CONFIG_NAME), folder / WEIGHTS_NAME
     try:
         method, settings = method_of(config)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_NAME} cannot be taken: {error}") from error
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_safetensors(path).items()}
+    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in read_weights(folder).items()}
     projections = {name: tensors.pop(f"base_model.{name}") for name in PROJECTIONS if f"base_model.{name}" in tensors}
     for tensor in tensors.values():
         check_finite(tensor, path)
     try:
         targets = _targets(tensors, lm)
-        rescaled = [name for name in targets if _is_meant(name, config.get("feedforward_modules"))]
-        rescaled = rescaled if method == "ia3" else []
+        meant = config.get("feedforward_modules") if method == "ia3" else None
+        rescaled = [name for name in targets if _is_meant(name, meant)]
         delta = PeftDelta.around(lm.model, method, targets, rescaled_inputs=rescaled, settings=settings)
     except ConfigError as error:
         raise CheckpointError(f"{folder} does not fit this model: {error}") from error
@@ -116,8 +117,14 @@ def _targets(tensors: Mapping[str, Tensor], lm: Host) -> list[str]:
     return [name for name in dense if name in named]
 
 
-def _is_meant(name: str, modules: str | Iterable[str] | None) -> bool:
-    """Whether peft's list of endings, or its pattern, means a layer."""
-    if isinstance(modules, str):
-        return re.fullmatch(modules, name) is not None
-    return any(f".{name}".endswith(f".{module}") for module in modules or ())
+def _is_meant(name: str, modules: Any) -> bool:
+    """Whether peft's list of endings, or its pattern, means a layer.
+
+    Raises: ConfigError for anything else.
+    """
+    try:
+        if isinstance(modules, str):
+            return re.fullmatch(modules, name) is not None
+        return any(f".{name}".endswith(f".{module}") for module in modules or ())
+    except (TypeError, re.error) as error:
+        raise ConfigError(f"feedforward_modules is {modules!r}; expected endings of names, or a pattern") from error

@@ -18,6 +18,7 @@ Shapes: a dense layer takes `i` numbers and gives `o`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from peft import (
@@ -48,6 +49,7 @@ BESIDE = (
     *("feedforward_modules", "megatron_core", "loftq_config", "qalora_group_size", "fan_in_fan_out", "save_projection"),
 )
 INITS = {"init_lora_weights": (True, False, "gaussian", "orthogonal")}
+NOT_FOR_CONV1D = ("loha", "lokr")  # peft has no such layers
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{name} has no setting {setting!r} here (got {value!r}); expected some of {', '.join(method.settings)}"
             )
+        if isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{setting} is {value}; expected a finite number")
+        if setting.endswith("dropout") and not (isinstance(value, int | float) and 0 <= value < 1):
+            raise ConfigError(f"{setting} is {value!r}; expected a share of at least 0 and below 1")
 
 
 def method_of(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save
 
 from frozenlm.attention_places import places
-from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json, read_safetensors
+from frozenlm.checkpoint import atomic_write_bytes, atomic_write_json
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
 from frozenlm.deltas.prefix_tuning import PrefixTuning
 from frozenlm.errors import CheckpointError, ConfigError
-from frozenlm.prompts.peft_format import CONFIG_NAME, TENSOR_NAME, WEIGHTS_NAME, check_finite, read_config
+from frozenlm.prompts.peft_format import CONFIG_NAME, TENSOR_NAME, WEIGHTS_NAME, check_finite, read_config, read_weights
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -80,7 +80,7 @@ def prefix_from_peft(folder: Path | str, lm: "FrozenLM") -> PrefixTuning:
             "for CAUSAL_LM"
         )
     path, sizes = folder / WEIGHTS_NAME, places(lm.model)["decoder"]
-    tensors = read_safetensors(path)
+    tensors = read_weights(folder)
     width = 2 * sizes.count * sizes.heads * sizes.head_size
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if type(length) is not int or length < 1 or found != {TENSOR_NAME: [length, width]}:

@@ -87,7 +87,7 @@ def read_vectors(folder: Path | str, lm: "FrozenLM", *, peft_type: str) -> Tenso
             f"{config_path}: peft_type is {kind!r} and task_type is {task!r}; expected {peft_type} for a "
             f"{task_type(lm)}"
         )
-    tensors = read_safetensors(path)
+    tensors = read_weights(folder)
     if set(tensors) != {TENSOR_NAME}:
         raise CheckpointError(f"{path} holds {sorted(tensors)[:5]}; expected one tensor, {TENSOR_NAME!r}")
     rows = tensors[TENSOR_NAME]
@@ -120,12 +120,26 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_weights(folder: Path | str) -> dict[str, Tensor]:
+    """The tensors of a peft folder.
+
+    Raises: CheckpointError when they are missing, damaged, or kept as pickle.
+    """
+    path = Path(folder) / WEIGHTS_NAME
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} does not exist; save the adapter anew with peft, as safetensors (files of pickle, .bin, are never "
+            "read)"
+        )
+    return read_safetensors(path)
+
+
 def check_finite(vectors: Any, where: Path) -> None:
     """Refuses numbers that are not finite or too large.
 
     Raises: CheckpointError.
     """
-    largest = float(vectors.abs().max()) if vectors.numel() else 0.0
+    largest = float(vectors.float().abs().max()) if vectors.numel() else 0.0
     # `not <=` rather than `>`: NaN compares false with everything.
     if not largest <= MAX_MAGNITUDE:
         raise CheckpointError(f"{where}: the largest number is {largest}; expected finite ones up to {MAX_MAGNITUDE:g}")

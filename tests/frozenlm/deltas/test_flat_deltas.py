@@ -36,6 +36,7 @@ def pruned_diff(host) -> DiffPruning:
 MAKERS: dict[str, Any] = {
     "diff_pruning": lambda host: DiffPruning.create(host, structured=None),
     "diff_pruning_by_tensor": lambda host: DiffPruning.create(host),
+    "diff_pruning_by_layer": lambda host: DiffPruning.create(host, structured="layer"),
     "pruned_diff": lambda host: pruned_diff(host),
     "masking": lambda host: Masking.create(host, seed=3),
     "partial_layers": lambda host: PartialLayers.create(host),
@@ -48,6 +49,7 @@ MAKERS: dict[str, Any] = {
 KEYS = {
     "diff_pruning": {"values", "alpha"},
     "diff_pruning_by_tensor": {"values", "alpha", "group_alpha"},
+    "diff_pruning_by_layer": {"values", "alpha", "group_alpha"},
     "pruned_diff": {"values", "index"},
     "masking": {"bits"},
     "partial_layers": {"offsets"},

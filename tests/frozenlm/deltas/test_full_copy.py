@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from frozenlm.deltas.attach import attach
+from frozenlm.deltas.bitfit import BitFit
 from frozenlm.deltas.full_copy import FullCopy
+from frozenlm.errors import ConfigError
 from frozenlm.lm_tasks import Example, prompt_loss
+from tests.frozenlm.deltas.checks import logits, noisy
 from tests.toys import NAMES, toy_lm, toy_model
 
 EXAMPLES = [Example.of(range(5, 10 + k), [40 + k, 41]) for k in range(3)]
@@ -37,6 +40,18 @@ def test_a_step_is_the_step_of_the_model_itself() -> None:
         moved = gradient.abs() > 1e-5  # where the gradient is rounding, Adam's first step has any sign
         decayed = torch.allclose(parts[name][moved], parameter[moved], atol=1e-3)
         assert decayed, name
+
+
+def test_a_copy_never_hides_another_delta() -> None:
+    lm = toy_lm()
+    copy, offsets = FullCopy.create(lm), noisy(BitFit.create(lm))
+    with attach(lm, offsets):
+        expected = logits(lm)
+    with attach(lm, copy, offsets):
+        assert torch.equal(logits(lm), expected)
+    with pytest.raises(ConfigError, match="attach the copy first"), attach(lm, offsets, copy):
+        pass
+    lm.assert_unchanged()
 
 
 def test_the_copy_is_not_the_lm() -> None:

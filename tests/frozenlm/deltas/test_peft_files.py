@@ -112,6 +112,9 @@ def spoil(folder: Path, lm: Any, **changes: Any) -> Path:
         ({"r": 5}, "load the LM"),
         ({"r": "many"}, "does not fit"),
         ({"rank_pattern": 5}, "does not fit"),
+        ({"rank_pattern": {"(": 3}}, "does not fit"),
+        ({"lora_alpha": float("inf")}, "lora_alpha is inf; expected a finite number"),
+        ({"lora_dropout": 1.5}, r"lora_dropout is 1\.5; expected a share"),
     ],
 )
 def test_what_a_frozen_model_cannot_take_is_one_error(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -148,6 +151,32 @@ def test_layers_and_tensors_must_fit(tmp_path: Path) -> None:
         import_peft(tmp_path / "c", lm)
     with pytest.raises(CheckpointError, match="cannot be read"):
         import_peft(tmp_path / "nowhere", lm)
+
+
+@pytest.mark.parametrize("modules", [5, "(", {"a": 1}, [["down_proj"]]])
+def test_which_inputs_ia3_rescales_is_read_or_refused(tmp_path: Path, modules: Any) -> None:
+    lm = toy_lm("llama")
+    export_peft(made(lm, "ia3"), tmp_path, lm)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "feedforward_modules": modules}))
+    with pytest.raises(CheckpointError, match=r"feedforward_modules is|load the LM"):
+        import_peft(tmp_path, lm)
+
+
+def test_a_file_of_pickle_is_never_read(tmp_path: Path) -> None:
+    lm = toy_lm("llama")
+    (spoil(tmp_path, lm) / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(CheckpointError, match=r"as safetensors \(files of pickle"):
+        import_peft(tmp_path, lm)
+
+
+def test_numbers_of_eight_bits_are_read(tmp_path: Path) -> None:
+    lm = toy_lm("llama")
+    path = spoil(tmp_path, lm) / "adapter_model.safetensors"
+    small = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(path).items()}
+    save_file(small, path)
+    for name, tensor in import_peft(tmp_path, lm).by_name().items():
+        assert torch.equal(tensor, small[f"base_model.model.{name}"].float())
 
 
 def test_projections_of_another_key_are_refused(tmp_path: Path) -> None:
