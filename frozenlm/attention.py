@@ -3,6 +3,9 @@
     with prefixed(model, {"decoder": prefix}):       # prefix [L, 2, P, K, D], or [B, L, 2, P, K, D] with one a row
         model(...)                                   # differentiable in the prefix; the cache holds the text alone
 
+One a row is for calls that run the rows as one batch: the model's own, `lm.forward`, `lm.token_logprobs`. Calls that
+split and reorder rows (`score`, `generate`) refuse it; for those prefixes are memories (`mixed.py`).
+
 Prefix tuning (Li & Liang, arXiv 2101.00190) and P-tuning v2 (arXiv 2110.07602) stand on this. The prefix reaches the
 model through transformers' `AttentionInterface`: for the while, a function of ours joins prefix and keys at each
 attention call and widens the mask. So encoders and cross-attention can have prefixes too, rows of a batch may have
@@ -116,6 +119,12 @@ def standing(model: nn.Module, prefixes: Mapping[nn.Module, Standing]) -> Iterat
             stack.callback(_put, id(module), _standing.get(id(module), ()))
             _put(id(module), (*_standing.get(id(module), ()), prefix))
         yield
+
+
+def rows_have_their_own(model: nn.Module) -> bool:
+    """Whether what stands in the model now is of the rows of one batch, in their order."""
+    mine = [_standing.get(id(part), ()) for part in model.modules()] if _standing else []
+    return any(prefix.keys.shape[0] > 1 for prefixes in mine for prefix in prefixes)
 
 
 def _put(module: int, prefixes: tuple[Standing, ...]) -> None:

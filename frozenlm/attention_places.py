@@ -57,7 +57,8 @@ def prefixed(model: Any, prefixes: Mapping[Place, Tensor], *, position_offset: b
     """For the while, the prefixes stand before the text at these places; differentiable in them.
 
     Args:
-        prefixes: [L, 2, P, K, D] a place (of a layer: keys, then values), or [B, L, 2, P, K, D] with one a row.
+        prefixes: [L, 2, P, K, D] a place (of a layer: keys, then values), or [B, L, 2, P, K, D] with one a row, for
+            calls that run the rows as one batch.
         position_offset: the text's positions begin at P, as if the prefix were P tokens; not for "cross".
 
     Raises:

@@ -32,6 +32,9 @@ class State(Protocol):
 class DecoderOnly:
     """A causal LM.
 
+    Attributes:
+        sliding: the tokens of the window that some of its layers slide over the text; None for an LM without one.
+
     Raises:
         ConfigError: the model has no separate body under its head.
     """
@@ -47,7 +50,7 @@ class DecoderOnly:
         config = model.config.get_text_config(decoder=True)
         slides = "sliding_attention" in (getattr(config, "layer_types", None) or ())
         slides = slides or (not hasattr(config, "layer_types") and getattr(config, "use_sliding_window", True))
-        self._sliding: int | None = getattr(config, "sliding_window", None) if slides else None
+        self.sliding: int | None = getattr(config, "sliding_window", None) if slides else None
 
     def hidden(self, batch: Assembled, memory: Memory | None) -> Tensor:
         """Final hidden states [B, T, H] of the batch, which goes on from the memory; differentiable."""
@@ -90,12 +93,12 @@ class DecoderOnly:
 
     def _check_sliding(self, mask: Tensor) -> None:
         """Sliding attention counts columns, not positions: padding inside a row would shorten its window in silence."""
-        if self._sliding is None or mask.shape[1] <= self._sliding:
+        if self.sliding is None or mask.shape[1] <= self.sliding:
             return
         starts = (mask[:, 1:] > mask[:, :-1]).sum(dim=1) + (mask[:, 0] > 0)
         if bool((starts > 1).any()):
             raise ShapeError(
-                f"this LM attends through a sliding window of {self._sliding} tokens, and padding lies inside a longer "
+                f"this LM attends through a sliding window of {self.sliding} tokens, and padding lies inside a longer "
                 "row; use rows of equal length in a batch, or load the LM with padding_side='left'"
             )
 

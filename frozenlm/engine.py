@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frozenlm.attention import rows_have_their_own
 from frozenlm.backbone import DecoderOnly, DecoderState, EncoderDecoder, State
 from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.heads import Head
@@ -40,6 +41,7 @@ class Engine:
     ) -> None:
         if padding_side not in ("left", "right"):
             raise ConfigError(f"padding_side must be 'left' or 'right', got {padding_side!r}")
+        self._model = model
         self.head = Head(model)
         self.limits = Limits.of(model.config, window)
         self.body: DecoderOnly | EncoderDecoder
@@ -142,7 +144,16 @@ class Engine:
 
         Args:
             extra: tokens of each row that come on top: of its answer, or to be generated.
+
+        Raises:
+            ShapeError: a row that does not fit, or rows with attention prefixes of their own, which would come to stand
+                before other rows.
         """
+        if rows_have_their_own(self._model):
+            raise ShapeError(
+                "attention prefixes of single rows stand in the LM, and this call runs rows in an order of its own; "
+                "call forward or token_logprobs, which keep the batch, or give the prefixes as memories (`as_memory`)"
+            )
         check_memory(rows, memory, self.fingerprint, self.dtype)
         if memory is None or not self.limits.encodes:
             check_rows(rows, hidden_size=self.hidden_size, vocab_size=self.vocab_size)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from frozenlm.attention import Place
 from frozenlm.attention_places import Layers, places
+from frozenlm.backbone import DecoderOnly
 from frozenlm.checkpoint import load_module, save_module
 from frozenlm.deltas.prefix_initializers import PrefixInitializer, from_real_text
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
@@ -73,7 +74,7 @@ def prefix_numbers(sizes: Mapping[Place, Layers], length: int) -> int:
 
 def holds_prefixes(lm: "FrozenLM") -> bool:
     """Whether a memory of this LM may hold a prefix: it is decoder-only, and no layer slides a window over the text."""
-    return lm.kind == "decoder" and "sliding_attention" not in (getattr(lm.model.config, "layer_types", None) or ())
+    return isinstance(lm.engine.body, DecoderOnly) and lm.engine.body.sliding is None
 
 
 def prefix_memory(lm: "FrozenLM", prefixes: Prefixes, *, position_offset: bool) -> Memory:

@@ -281,3 +281,22 @@ def test_a_call_without_a_prefix_is_the_models_own() -> None:
     got, _ = _attention("sdpa", module, query, query, query, None)
     whole = torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
     assert torch.equal(got, whole.transpose(1, 2)) and Call(module, query, query, True).causal
+
+
+def test_prefixes_of_single_rows_are_for_calls_that_keep_the_batch() -> None:
+    lm = toy_lm("llama")
+    sizes = places(lm.model)["decoder"]
+    prefixes = torch.randn(3, *sizes.shape(2), generator=torch.Generator().manual_seed(0))
+    rows, answers = [[Tokens((5,) * n)] for n in (2, 6, 3)], [(40, 41)] * 3
+    alone = []
+    for row, answer, prefix in zip(rows, answers, prefixes, strict=True):
+        with prefixed(lm.model, {"decoder": prefix}):
+            alone.append(lm.score([row], [answer])[0])
+    with prefixed(lm.model, {"decoder": prefixes}):
+        together = [float(one.sum()) for one in lm.token_logprobs(rows, answers)]
+        for call in (lambda: lm.score(rows, answers), lambda: lm.generate(rows), lambda: lm.hidden_states(rows)):
+            with pytest.raises(ShapeError, match="runs rows in an order of its own"):
+                call()
+    assert together == pytest.approx(alone, abs=1e-4)
+    with prefixed(lm.model, {"decoder": prefixes[:1]}):  # one for all
+        assert lm.score(rows, answers)[0] == pytest.approx(alone[0], abs=1e-4)

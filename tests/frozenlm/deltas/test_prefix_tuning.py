@@ -3,18 +3,22 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM
 
 from frozenlm.attention_places import keys_values, places
 from frozenlm.deltas.attach import Delta, attach
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
 from frozenlm.deltas.p_tuning_v2 import parameter_count as p_tuning_v2_count
 from frozenlm.deltas.prefix_initializers import from_real_text, random_numbers, zeros
+from frozenlm.deltas.prefix_parameters import holds_prefixes
 from frozenlm.deltas.prefix_tuning import PrefixTuning, parameter_count
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
+from frozenlm.lm import FrozenLM
 from frozenlm.lm_tasks import Example, prompt_loss
 from frozenlm.memory import Memory
+from frozenlm.mixed import PromptMemories
 from frozenlm.rows import Tokens
-from tests.toys import DECODERS, ENCODERS, NAMES, WINDOW, toy_encoder, toy_lm
+from tests.toys import DECODERS, ENCODERS, NAMES, WINDOW, toy_encoder, toy_lm, toy_tokenizer
 
 EXAMPLES = [Example.of(range(5, 10 + k), [40 + k, 41]) for k in range(3)]
 TEXT = "who was the king of france"
@@ -155,6 +159,26 @@ def test_only_a_plain_decoder_keeps_a_prefix_as_a_memory() -> None:
     module = PTuningV2.create(gpt2, 2)
     with attach(gpt2, module), pytest.raises(ConfigError, match="is changed"):
         module.as_memory(gpt2)
+
+
+def sliding(name: str) -> FrozenLM:
+    """An LM whose layers slide a window of 8 tokens; Mistral's config does not say so layer by layer."""
+    if name == "qwen2":
+        return toy_lm("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(vocab_size=128, num_key_value_heads=2, sliding_window=8, **sizes)
+    return FrozenLM.from_model(MistralForCausalLM(config).eval(), toy_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_a_window_that_slides_would_lose_a_memory(name: str) -> None:
+    lm = sliding(name)
+    assert not holds_prefixes(lm)
+    module = PTuningV2.create(lm, 3)
+    with pytest.raises(ConfigError, match="slides a window"):
+        module.as_memory(lm)
+    assert PromptMemories(lm).of(module) is None
+    assert holds_prefixes(toy_lm("qwen2"))
 
 
 @pytest.mark.parametrize("name", NAMES)
