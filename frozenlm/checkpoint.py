@@ -167,7 +167,8 @@ def load_module(
     if lm_fingerprint is not None and saved is not None and saved != lm_fingerprint and not allow_other_lm:
         raise CheckpointError(
             f"{folder} was trained for another LM: its LM fingerprint is {saved[:16]}..., this LM's is "
-            f"{lm_fingerprint[:16]}...; load the LM it was trained for, train it again, or pass allow_other_lm=True"
+            f"{lm_fingerprint[:16]}...; load the LM it was trained for, or train it again (in Python "
+            "allow_other_lm=True takes it all the same)"
         )
     return _read_tensors(folder, body, max_magnitude), body["config"]
 

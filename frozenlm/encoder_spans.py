@@ -19,7 +19,7 @@ from frozenlm.deltas.attach import Delta
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.encoder_inputs import encoder_inputs, read_inputs
 from frozenlm.encoder_tasks import BATCH, positions_taken, with_delta
-from frozenlm.errors import ShapeError
+from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.task_heads import SpanHead
 
 LONGEST = 30  # tokens of an answer, as in BERT's own code
@@ -74,7 +74,8 @@ def span_loss(
     beginning and its end, and the number of examples.
 
     Raises:
-        ShapeError: an example without an answer, or with one that is not in the part of the passage that is read.
+        ShapeError: an example without an answer, or with one that has no token or is not in the part of the passage
+            that is read.
     """
     losses = []
     for example, (offsets, logits) in zip(examples, span_logits(encoder, head, delta, examples), strict=True):
@@ -94,7 +95,14 @@ def predict_spans(
     longest: int = LONGEST,
     batch_size: int = BATCH,
 ) -> list[Span]:
-    """The best span of each passage, of at most `longest` tokens."""
+    """The best span of each passage, of at most `longest` tokens.
+
+    Raises:
+        ConfigError: longest below 1.
+        ShapeError: as `span_logits`.
+    """
+    if longest < 1:
+        raise ConfigError(f"longest is {longest}; expected at least 1, the tokens of the longest answer")
     found = []
     for at in range(0, len(examples), batch_size):
         part = examples[at : at + batch_size]
@@ -114,6 +122,11 @@ def _tokens_of(example: SpanQuestion, offsets: Sequence[tuple[int, int]]) -> tup
     start, end = example.start, example.end
     if start is None or end is None or not 0 <= start < end <= len(example.passage):
         raise ShapeError(f"the answer to {example.question!r} is passage[{start}:{end}]; expected characters of it")
+    if example.passage[start:end].isspace():
+        raise ShapeError(
+            f"the answer to {example.question!r} is passage[{start}:{end}], {example.passage[start:end]!r}, which has "
+            "no token; expected characters of a word"
+        )
     inside = [number for number, (a, b) in enumerate(offsets) if a < end and b > start]
     if not inside or offsets[inside[-1]][1] < end:
         raise ShapeError(

@@ -5,8 +5,9 @@
     SpanHead              where an answer begins and ends, from the hidden state of each token
 
 They are C x E + C numbers (2 E + 2 for spans). Our choice: pooled is the mean over all tokens, which sentence encoders
-were trained for, or with pool="first" the first one ([CLS]), BERT's own way and the paper's. A head without a delta is
-linear probing.
+were trained for, or with pool="first" the first one ([CLS]), BERT's own way and the paper's, or with pool="last" the
+last one that is read, the only one of a causal model that sees the whole text. A head without a delta is linear
+probing.
 Shapes: B texts, T columns, E width of the encoder's output, C labels.
 """
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from frozenlm.checkpoint import load_module, save_module, verify_module
 from frozenlm.encoder import FrozenEncoder
 from frozenlm.errors import CheckpointError, ConfigError
+from frozenlm.prompts.initializers import frequent_ids
 
-Pool = Literal["mean", "first"]
+Pool = Literal["mean", "first", "last"]
 H = TypeVar("H", bound=nn.Module)
 CLASSIFICATION, TAGGING, SPAN = "classification_head", "tagging_head", "span_head"
 
@@ -48,13 +50,22 @@ class ClassificationHead(nn.Module):
     def create(
         cls, encoder: FrozenEncoder, labels: Sequence[str], *, pool: Pool = "mean", seed: int = 0
     ) -> "ClassificationHead":
-        """A new head; the same seed gives the same one."""
-        return _drawn(cls(labels, encoder.hidden_size, pool=pool), seed)
+        """A new head; the same seed gives the same one.
+
+        Raises: ConfigError as the class, and for pool="first" on a causal model.
+        """
+        head = cls(labels, encoder.hidden_size, pool=pool)
+        _check_pool(encoder, pool)
+        return _drawn(head, seed)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """hidden [B, T, E], mask [B, T] -> logits [B, C]."""
         if self.pool == "first":
             return self.linear(hidden[:, 0])
+        if self.pool == "last":
+            columns = torch.arange(mask.shape[1], device=mask.device)
+            last = (mask.long() * columns).argmax(dim=1)  # whichever side is padded
+            return self.linear(hidden[torch.arange(len(hidden), device=mask.device), last])
         weights = mask.unsqueeze(2).to(hidden.dtype)
         return self.linear((hidden * weights).sum(dim=1) / weights.sum(dim=1))
 
@@ -125,7 +136,8 @@ Head = ClassificationHead | TaggingHead | SpanHead
 def load_head(folder: Path | str, encoder: FrozenEncoder, *, allow_other_lm: bool = False) -> Head:
     """Reads what a head's `save` wrote.
 
-    Raises: CheckpointError when it is missing, damaged, no head, or was trained on another encoder.
+    Raises: CheckpointError when it is missing, damaged, no head, or was trained on another encoder; ConfigError for a
+        head that reads the first token of a causal model.
     """
     kind = verify_module(folder).kind
     if kind not in (CLASSIFICATION, TAGGING, SPAN):
@@ -145,6 +157,8 @@ def load_head(folder: Path | str, encoder: FrozenEncoder, *, allow_other_lm: boo
         raise CheckpointError(
             f"{folder} holds {shapes} and {config}, which is no {kind} for {encoder.hidden_size} features: {error}"
         ) from error
+    if isinstance(head, ClassificationHead):
+        _check_pool(encoder, head.pool)
     return head
 
 
@@ -162,6 +176,35 @@ def label_numbers(labels: Sequence[str], given: Sequence[str]) -> list[int]:
     if unknown := [label for label in given if label not in numbers]:
         raise ConfigError(f"the label {unknown[0]!r} is not one of the head's: {', '.join(labels)}")
     return [numbers[label] for label in given]
+
+
+def sees_only_before(encoder: FrozenEncoder) -> bool:
+    """Whether a token's state depends on no token behind it: the model is causal.
+
+    Asked of the model itself, since not every attention says so: whether the first token's state has a gradient in the
+    second's embedding, which is exactly 0 where that is masked.
+    """
+    ids = torch.tensor([frequent_ids(encoder, 2)])
+    with torch.enable_grad():
+        embeds = encoder.embed(ids).detach().requires_grad_()
+        first = encoder.model(inputs_embeds=embeds).last_hidden_state[0, 0].float()
+        # Numbers of different weight: neither their sum nor that of their squares moves behind a norm.
+        weights = torch.linspace(-1, 1, len(first), device=first.device)
+        (gradient,) = torch.autograd.grad(first @ weights, embeds)
+    return not bool(gradient[0, 1].any())
+
+
+def causal_first(name: str) -> ConfigError:
+    """The error of reading the first token of a causal model."""
+    return ConfigError(
+        f"pool is 'first', which is not defined for causal models such as {name}: their first token sees nothing of "
+        "the text behind it, so all texts would look alike; set pool to 'last' or 'mean'"
+    )
+
+
+def _check_pool(encoder: FrozenEncoder, pool: Pool) -> None:
+    if pool == "first" and sees_only_before(encoder):
+        raise causal_first(type(encoder.model).__name__)
 
 
 def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:

@@ -196,6 +196,7 @@ def _block(config: Any) -> Any:
             f"peft has no form for {kind or 'nothing'} of a config of kind {config.kind}; expected one of "
             f"{', '.join(PEFT_KINDS)} of a config of kind multitask or classification, or the prompt of a reader"
         )
-    if getattr(block, "position", "prefix") != "prefix":
-        raise ConfigError("peft puts soft prompts before the text, this one stands behind it; train a prefix prompt")
+    position = getattr(block, "position", "prefix")
+    if position != "prefix":
+        raise ConfigError(f"peft puts soft prompts before the text, this one's position is {position}; train a prefix")
     return block

@@ -16,16 +16,17 @@ from torch import nn
 
 from frozenlm.architectures import Use, meta_model
 from frozenlm.deltas.footprint import Run, kept_bytes, read_and_answer, read_and_label, step_flops
-from frozenlm.deltas.outline import META, Subset
+from frozenlm.deltas.outline import META, Subset, places_of
 from frozenlm.footprint import step_bytes, weight_bytes
 from frozenlm.shapes import ModelShape, parameter_count
-from frozenlm.task_heads import ClassificationHead
+from frozenlm.task_heads import ClassificationHead, causal_first
 from pipelines import config as c
 from pipelines.config_deltas import PartialLayers
 from pipelines.cost_classification import label_names, text_tokens
 from pipelines.cost_deltas import delta_sizes, outlined_delta
 from pipelines.cost_types import Assumed
 from pipelines.cost_words import short
+from pipelines.errors import ConfigError
 from pipelines.model_sizes import lm_dtype, model_config
 from pipelines.plan import Plan, PlannedLM, at_once, shown
 
@@ -64,6 +65,7 @@ def tuned_encoder(config: c.Classification, training: c.Loop, assumed: Assumed) 
     found = model_config(config.encoder, "encoder")
     dtype = lm_dtype(config.encoder, found)
     model = meta_model(found, "encoder", dtype=dtype)
+    check_pool(config, model)
     tokens, labels = text_tokens(config, ModelShape.of_encoder(model), assumed.input_tokens), label_names(config)
 
     def make_head() -> nn.Module:
@@ -76,6 +78,23 @@ def tuned_encoder(config: c.Classification, training: c.Loop, assumed: Assumed) 
         make_head=make_head,
     )
     return _phases(host, config.delta, training)
+
+
+def check_pool(config: c.Classification, model: Any) -> None:
+    """As a head's `create` does, of a model without weights. An attention that does not go through transformers'
+    interface tells nothing before it is run.
+
+    Raises:
+        ConfigError: `pool: first` on a causal model.
+    """
+    if config.pool != "first":
+        return
+    try:
+        places = places_of(model)
+    except ConfigError:
+        return
+    if set(places) == {"decoder"}:
+        raise causal_first(type(model).__name__)
 
 
 def _phases(host: _Host, block: c.DeltaBlock | None, loop: c.Loop) -> list[Plan]:

@@ -70,7 +70,11 @@ def prefix_from_peft(folder: Path | str, lm: "FrozenLM") -> PrefixTuning:
         or does not fit the LM.
     """
     if lm.kind != "decoder":
-        raise ConfigError("peft's prefixes of encoder-decoders are not read (see the module's text); train one here")
+        raise ConfigError(
+            f"this model's kind is {lm.kind}, and prefixes of peft's are read for decoder-only LMs: of "
+            "encoder-decoders its file lets the layers of self- and cross-attention share numbers out of order; train "
+            "one here"
+        )
     folder = Path(folder)
     config = read_config(folder / CONFIG_NAME)
     kind, task, length = (config.get(name) for name in ("peft_type", "task_type", "num_virtual_tokens"))

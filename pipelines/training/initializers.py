@@ -41,10 +41,19 @@ def _from_module(block: c.FromModule, modules: Path | None) -> initializers.Init
     folder = block.folder if block.folder is not None else Path(modules or "", str(block.name))
 
     def copy(lm: FrozenLM, length: int, generator: torch.Generator) -> torch.Tensor:
+        from frozenlm.checkpoint import verify_module
+        from frozenlm.prompts.task_prompts import KIND as TASK_PROMPTS
         from frozenlm.prompts.transfer import saved_vectors
 
         if not folder.exists():
             raise CheckpointError(f"no trained prompt to start from at {folder}; train it first, or give another init")
+        held = verify_module(folder)
+        tasks = held.config["tasks"] if held.kind == TASK_PROMPTS and held.config.get("unseen") != "mean" else ()
+        if tasks and block.task not in tasks:
+            raise ConfigError(
+                f"init.task is {block.task!r}, and {folder} holds prompts for {', '.join(map(repr, tasks))}; set "
+                "init.task to one of them"
+            )
         return initializers.from_vectors(saved_vectors(folder, lm, block.task))(lm, length, generator)
 
     return copy

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tokenizers import processors
+from transformers import MambaConfig, MambaModel
 
 from frozenlm.deltas.bitfit import BitFit
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
@@ -13,11 +14,29 @@ from frozenlm.encoder_spans import SpanQuestion, predict_spans, span_logits, spa
 from frozenlm.encoder_tags import TaggedWords, predict_tags, tagging_logits, tagging_loss
 from frozenlm.encoder_tasks import LabelledText, TunedEncoder, classification_logits, classification_loss, predict
 from frozenlm.errors import CheckpointError, ConfigError, ShapeError
-from frozenlm.task_heads import ClassificationHead, SpanHead, TaggingHead, head_parameter_count, load_head
+from frozenlm.task_heads import (
+    ClassificationHead,
+    SpanHead,
+    TaggingHead,
+    head_parameter_count,
+    load_head,
+    sees_only_before,
+)
 from frozenlm.train_settings import TrainSettings
 from frozenlm.training import fit
 from tests.test_frozen import state_of
-from tests.toys import BOS, ENCODERS, EOS, SEP, toy_encoder, toy_encoder_model, toy_encoder_tokenizer
+from tests.toys import (
+    BOS,
+    ENCODERS,
+    EOS,
+    SEP,
+    VOCAB_SIZE,
+    toy_encoder,
+    toy_encoder_model,
+    toy_encoder_tokenizer,
+    toy_model,
+    toy_tokenizer,
+)
 
 PAIRS = [
     LabelledText("who was the king", "a king of france", "yes"),
@@ -159,6 +178,47 @@ def test_train_save_load(name: str, method: str, task: str, tmp_path) -> None:
     assert torch.equal(losses_of(encoder, loaded)[1](examples)[0], loss(examples)[0])
 
 
+def causal_encoder(name: str) -> FrozenEncoder:
+    """An LM's body, without its head."""
+    if name == "mamba":  # which has no attention to ask
+        sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 24, "state_size": 4, "num_hidden_layers": 2}
+        return FrozenEncoder.from_model(MambaModel(MambaConfig(**sizes)).eval(), toy_tokenizer())
+    return FrozenEncoder.from_model(toy_model(name).base_model, toy_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mamba"])
+def test_the_first_token_of_a_causal_model_is_refused(name: str, tmp_path) -> None:
+    encoder = causal_encoder(name)
+    assert sees_only_before(encoder)
+    with pytest.raises(ConfigError, match="'first', which is not defined for causal models such as"):
+        ClassificationHead.create(encoder, ["no", "yes"], pool="first")
+    ClassificationHead(["no", "yes"], encoder.hidden_size, pool="first").save(tmp_path, encoder)
+    with pytest.raises(ConfigError, match="not defined for causal models"):
+        load_head(tmp_path, encoder)
+    head = ClassificationHead.create(encoder, ["no", "yes"], pool="last")
+    texts = [LabelledText("who was the king"), LabelledText("blue"), LabelledText("what was the king")]
+    found = [one.probabilities["yes"] for one in predict(encoder, head, None, texts)]
+    assert len(set(found)) == 3
+    alone = [predict(encoder, head, None, [one])[0].probabilities["yes"] for one in texts]
+    assert found == pytest.approx(alone, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_are_not_causal(name: str) -> None:
+    assert not sees_only_before(toy_encoder(name))
+
+
+def test_the_last_token_on_whichever_side_is_padded() -> None:
+    head = ClassificationHead(["no", "yes"], 1, pool="last")
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor([[1.0], [2.0]]))
+        head.linear.bias.zero_()
+    hidden = torch.arange(12.0).view(3, 4, 1)
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    assert head(hidden, mask).tolist() == [[1, 2], [7, 14], [11, 22]]
+    assert head(hidden[:, :1], mask[2:, :1].expand(3, 1)).tolist() == [[0, 0], [4, 8], [8, 16]]
+
+
 def test_predictions() -> None:
     """Heads whose answers are known: the encoder's features do not count, the biases decide."""
     encoder = toy_encoder("bert")
@@ -224,10 +284,11 @@ def test_heads_are_kept_exactly(tmp_path) -> None:
     encoder = toy_encoder("bert")
     made = (
         ClassificationHead.create(encoder, ["a", "b", "c"], pool="first"),
+        ClassificationHead.create(encoder, ["a", "b", "c"], pool="last"),
         TaggingHead.create(encoder, ["O", "B"]),
         SpanHead.create(encoder),
     )
-    for head, outputs in zip(made, (3, 2, 2), strict=True):
+    for head, outputs in zip(made, (3, 3, 2, 2), strict=True):
         assert sum(p.numel() for p in head.parameters()) == head_parameter_count(24, outputs) == 25 * outputs
         head.save(tmp_path / head.KIND, encoder)
         loaded = load_head(tmp_path / head.KIND, encoder)
@@ -262,8 +323,8 @@ def test_bad_input() -> None:
     for labels in (["a"], ["a", "a"], "ab", [1, 2]):
         with pytest.raises(ConfigError, match="at least two labels"):
             ClassificationHead.create(encoder, labels)
-    with pytest.raises(ConfigError, match="pool is 'last'"):
-        ClassificationHead.create(encoder, ["a", "b"], pool="last")
+    with pytest.raises(ConfigError, match="pool is 'max'"):
+        ClassificationHead.create(encoder, ["a", "b"], pool="max")
     with pytest.raises(ConfigError, match="'maybe' is not one of the head's: no, yes"):
         classification_loss(encoder, head, None, [LabelledText("blue", label="maybe")])
     with pytest.raises(ConfigError, match="no label to learn from for 'blue'"):
@@ -280,5 +341,9 @@ def test_bad_input() -> None:
         span_loss(encoder, spans, None, [SpanQuestion("who", "", 0, 1)])
     with pytest.raises(ShapeError, match="may not be cut"):
         span_loss(encoder, spans, None, [SpanQuestion("who " * 100, PASSAGE, 0, 3)])
+    with pytest.raises(ShapeError, match=r"passage\[3:4\], ' ', which has no token"):
+        span_loss(encoder, spans, None, [SpanQuestion("who", PASSAGE, 3, 4)])
+    with pytest.raises(ConfigError, match="longest is 0; expected at least 1"):
+        predict_spans(encoder, spans, None, SPANS, longest=0)
     with pytest.raises(ShapeError, match="that are read"):
         span_loss(encoder, spans, None, [SpanQuestion("who", "blue " * 100 + "king", 500, 504)])

@@ -76,7 +76,8 @@ def test_out_and_back(tmp_path: Path, block: dict[str, Any]) -> None:
 def test_what_peft_cannot_hold(tmp_path: Path) -> None:
     world = make_world(tmp_path, "opt")
     for block, words in (
-        ({"prompt": PREFIX | {"position": "suffix"}}, "before the text"),
+        ({"prompt": PREFIX | {"position": "suffix"}}, "before the text, this one's position is suffix"),
+        ({"prompt": {"kind": "p_tuning", "name": "d", "length": 4, "position": "around"}}, "position is around"),
         ({"prompt": None, "delta": {"kind": "bitfit", "name": "d"}}, "no form for bitfit"),
         ({"prompt": None}, "no form for nothing"),
     ):

@@ -99,3 +99,14 @@ def test_what_has_no_plan(world: Path) -> None:
         describe(load_config(test_classification.settings(world, training=None)))
     with pytest.raises(ConfigError, match="nothing to pretrain"):
         describe(load_config(comparison(world)), pretrain=True)
+
+
+def test_the_first_token_of_a_causal_encoder_is_refused(world: Path) -> None:
+    causal = {"encoder": {"model": str(world / "lm")}}
+    with pytest.raises(ConfigError, match="'first', which is not defined for causal models"):
+        describe(load_config(test_classification.settings(world, pool="first", **causal)), SMALL)
+    with pytest.raises(ConfigError, match="'first', which is not defined for causal models"):
+        train(load_config(test_classification.settings(world, pool="first", **causal)))
+    last = load_config(test_classification.settings(world, pool="last", **causal))
+    assert describe(last, SMALL)["trained_parameters"] == 32 * 2 + 2
+    assert describe(load_config(test_classification.settings(world, pool="first")), SMALL)["trained_parameters"] == 50

@@ -71,7 +71,7 @@ def test_what_has_no_form_in_peft(tmp_path: Path) -> None:
         prefix_to_peft(PTuningV2.create(lm, 2, position_offset=False), tmp_path, lm)
     with pytest.raises(ConfigError, match="kind is encoder-decoder"):
         prefix_to_peft(PTuningV2.create(t5, 2), tmp_path, t5)
-    with pytest.raises(ConfigError, match="encoder-decoders are not read"):
+    with pytest.raises(ConfigError, match=r"kind is encoder-decoder.* cross-attention share numbers out of order"):
         prefix_from_peft(tmp_path, t5)
     assert not list(tmp_path.iterdir())
 

@@ -133,7 +133,7 @@ def test_starts_that_cannot_be(tmp_path: Path, world: Path) -> None:
 
     with pytest.raises(CheckpointError, match="no trained prompt to start from"):
         start(name="none")
-    with pytest.raises(ConfigError, match="no prompt for task None"):
+    with pytest.raises(ConfigError, match=r"init\.task is None, and .* holds prompts for .a., .b.; set init\.task"):
         start(name="two")
     with pytest.raises(ShapeError, match=r"is \[2, 32\], the new one .* \[3, 32\]"):
         start(name="two", task="a")
