@@ -9,6 +9,7 @@ Three ways, by what the verbalizer asks for:
                                             as many pieces share a row
 
 A prefix that several rows of a decoder-only LM share (demonstrations) is read once, and the rows go on from its memory.
+It is kept once too, and copied for the rows of one batch at a time.
 Scores are differentiable in the soft slots and in a learned verbalizer.
 Shapes: B questions, W words of a verbalizer, H' width of the head's input, V vocabulary.
 """
@@ -54,6 +55,21 @@ class LabelWords(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class _Shared:
+    """What questions go on from: a memory of each prefix, and of each question the place of its own in there."""
+
+    memory: Memory
+    places: Sequence[int]
+
+    def lengths(self) -> list[int]:
+        read = self.memory.lengths.tolist()
+        return [read[place] for place in self.places]
+
+    def select(self, questions: Sequence[int]) -> Memory:
+        return self.memory.select([self.places[i] for i in questions])
+
+
+@dataclass(frozen=True, eq=False)
 class Question:
     """A filled template, and the verbalizer that its answer is read with."""
 
@@ -75,8 +91,8 @@ def word_scores(
     groups = _by_prefix(host, questions, batch_tokens) if share else [list(range(len(questions)))]
     for group in groups:
         asked = [questions[i] for i in group]
-        left, memory = _read_ahead(host, asked) if share else (asked, None)
-        for i, found in zip(group, _scored(host, left, memory, batch_tokens), strict=True):
+        left, shared = _read_ahead(host, asked, batch_tokens) if share else (asked, None)
+        for i, found in zip(group, _scored(host, left, shared, batch_tokens), strict=True):
             scores[i] = found
     return scores
 
@@ -117,28 +133,24 @@ def _by_prefix(host: PromptHost, questions: Sequence[Question], batch_tokens: in
         else:
             alone.append(i)
     alone += [own[0] for own in sharing.values() if len(own) == 1]
-    groups, room = [alone] if alone else [], 0
-    for key, own in sharing.items():
-        if len(own) > 1:
-            length = row_length(key)
-            if room < length:
-                groups.append([])
-                room = batch_tokens
-            groups[-1] += own
-            room -= length
-    return groups
+    shared = [key for key, own in sharing.items() if len(own) > 1]
+    parts = plan_batches([row_length(key) for key in shared], batch_tokens=batch_tokens)
+    groups = [[i for place in part for i in sharing[shared[place]]] for part in parts]
+    return [alone, *groups] if alone else groups
 
 
-def _read_ahead(host: PromptHost, asked: Sequence[Question]) -> tuple[list[Question], Memory | None]:
+def _read_ahead(
+    host: PromptHost, asked: Sequence[Question], batch_tokens: int
+) -> tuple[list[Question], _Shared | None]:
     """The questions without what they share, and the memory of that; as they are where they share nothing."""
     heads = [_head(one.filled) for one in asked]
     distinct = [key for key in dict.fromkeys(heads) if key is not None]
     if host.kind != "decoder" or None in heads or len(distinct) == len(asked):
         return list(asked), None
-    memory = cast("FrozenLM", host).read(distinct, batch_tokens=BATCH_TOKENS)
+    memory = cast("FrozenLM", host).read(distinct, batch_tokens=batch_tokens)
     places = {key: number for number, key in enumerate(distinct)}
     left = [replace(one, filled=replace(one.filled, opens=(), prefix=())) for one in asked]
-    return left, memory.select([places[key] for key in heads if key is not None])
+    return left, _Shared(memory, [places[key] for key in heads if key is not None])
 
 
 def _head(filled: Filled) -> tuple[Tokens, ...] | None:
@@ -147,27 +159,36 @@ def _head(filled: Filled) -> tuple[Tokens, ...] | None:
     return (Tokens(filled.opens), *tokens) if tokens and len(tokens) == len(filled.prefix) else None
 
 
-def _scored(host: PromptHost, questions: Sequence[Question], memory: Memory | None, batch_tokens: int) -> list[Tensor]:
+def _scored(host: PromptHost, questions: Sequence[Question], shared: _Shared | None, batch_tokens: int) -> list[Tensor]:
     scores: list[Tensor] = [torch.empty(0)] * len(questions)
     words = [one.verbalizer.whole(host, spaced=one.filled.spaced) for one in questions]
-    read = [0] * len(questions) if memory is None else memory.lengths.tolist()
-    at_once = [i for i, own in enumerate(words) if own is None]
-    for part in plan_batches([questions[i].filled.length + read[i] for i in at_once], batch_tokens=batch_tokens):
-        own = [at_once[place] for place in part]
-        found = _from_states(host, [questions[i] for i in own], None if memory is None else memory.select(own))
-        for i, one in zip(own, found, strict=True):
-            scores[i] = one
-    longer = {i: choices for i, choices in enumerate(words) if choices is not None}
-    if longer:
-        filled, choices = [questions[i].filled for i in longer], list(longer.values())
-        if host.kind == "masked":
-            whole = _masked_words(cast("FrozenMaskedLM", host), filled, choices, batch_tokens)
-        else:
-            before = None if memory is None else memory.select(list(longer))
-            whole = _written_words(cast("FrozenLM", host), filled, choices, before, batch_tokens)
-        for i, one in zip(longer, whole, strict=True):
-            scores[i] = one
+    read = [0] * len(questions) if shared is None else shared.lengths()
+    lengths = [one.filled.length + before for one, before in zip(questions, read, strict=True)]
+    for whole in (False, True):
+        group = [i for i, own in enumerate(words) if (own is not None) is whole]
+        for part in plan_batches([lengths[i] for i in group], batch_tokens=batch_tokens):
+            batch = [group[place] for place in part]
+            asked, memory = [questions[i] for i in batch], None if shared is None else shared.select(batch)
+            choices = [own for i in batch if (own := words[i]) is not None]
+            if choices:
+                found = _from_whole_words(host, [one.filled for one in asked], choices, memory, batch_tokens)
+            else:
+                found = _from_states(host, asked, memory)
+            for i, one in zip(batch, found, strict=True):
+                scores[i] = one
     return scores
+
+
+def _from_whole_words(
+    host: PromptHost,
+    asked: Sequence[Filled],
+    words: Sequence[list[list[int]]],
+    memory: Memory | None,
+    batch_tokens: int,
+) -> list[Tensor]:
+    if host.kind == "masked":
+        return _masked_words(cast("FrozenMaskedLM", host), asked, words, batch_tokens)
+    return _written_words(cast("FrozenLM", host), asked, words, memory, batch_tokens)
 
 
 def _from_states(host: PromptHost, questions: Sequence[Question], memory: Memory | None) -> list[Tensor]:

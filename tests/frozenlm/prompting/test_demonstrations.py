@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from frozenlm.errors import ConfigError
+from frozenlm.memory import Memory
 from frozenlm.prompting.calibration import ContextualCalibration
 from frozenlm.prompting.classify import Prompt, probabilities
 from frozenlm.prompting.demonstrations import Demonstrations
@@ -183,6 +184,29 @@ def test_a_shared_prefix_is_read_once() -> None:
     assert batches(lm, prompt, [{"text": "green"}] * 5) == [(1, 2 * one), (5, len(lm.encode("text: green answer:")))]
     calibrated = Prompt(TEMPLATE, WORDS, demonstrations=demos(seed=1), calibration=ContextualCalibration(["a", "the"]))
     assert [rows for rows, _ in batches(lm, calibrated, [{"text": "green"}] * 5)] == [1, 5 + 2]
+
+
+@pytest.mark.parametrize("verbalizer", [WORDS, LONG], ids=["single", "long"])
+@pytest.mark.parametrize("choose", ["random", "nearest"])
+def test_a_shared_prefix_is_copied_for_a_batch_at_a_time(
+    verbalizer: Verbalizer, choose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, sizes, room = toy_lm(), [], 120
+    select = Memory.select
+
+    def noted(self: Memory, indices: Any) -> Memory:
+        found = select(self, indices)
+        sizes.append(found.mask.numel())
+        return found
+
+    monkeypatch.setattr(Memory, "select", noted)
+    prompt = Prompt(TEMPLATE, verbalizer, demonstrations=demos(choose=choose))
+    questions = [Question(one, verbalizer) for one in prompt.fill(lm, QUERIES * 10)]
+    with torch.no_grad():
+        found = word_scores(lm, questions, batch_tokens=room)
+        assert len(sizes) > 5 and max(sizes) <= room
+        apart = word_scores(lm, questions, batch_tokens=room, share=False)
+    torch.testing.assert_close(torch.stack(found), torch.stack(apart), atol=1e-4, rtol=0)
 
 
 def test_calibration_may_leave_the_demonstrations_out() -> None:
