@@ -12,9 +12,12 @@ denominator. An empty premise asks for p(word) alone, the unconditional PMI.
 Both ask with the question's own demonstrations in front (our choice for PMI). That suits demonstrations that are the
 same for all questions. Those chosen as nearest carry the answer in their labels, which such a calibration takes off
 again: `demonstrations=False` asks about nothing without any.
+
+All of it works on logarithms: a word of some 14 pieces can be e^-90 as likely as another, which float32 cannot hold.
 Shapes: W words.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,22 +81,20 @@ class DomainPMI:
         return [(Template(parts, sentinel=template.sentinel, name=f"{template.name}'s domain premise"), {})]
 
 
-def calibrated(probabilities: Tensor, blank: Tensor) -> Tensor:
-    """[W] probabilities and [n, W] those of the blanks -> [W] calibrated probabilities.
+def calibrated(logprobs: Tensor, blank: Tensor) -> Tensor:
+    """[W] log-probabilities and [n, W] those of the blanks -> [W] calibrated log-probabilities; in nats.
 
     Raises: ConfigError where the LM gives a word no probability at all when asked about nothing.
     """
-    prior = blank.mean(dim=0)
-    if not bool((prior > 0).all()):
+    prior = blank.logsumexp(dim=0) - math.log(len(blank))
+    if not bool(prior.isfinite().all()):
         raise ConfigError("a word has probability 0 for content-free input, so nothing can be divided by it; change it")
-    quotient = probabilities / prior
-    return quotient / quotient.sum()
+    return (logprobs - prior).log_softmax(dim=0)
 
 
-def class_means(probabilities: Tensor, owners: Sequence[int], classes: int) -> Tensor:
-    """[W] -> [classes]: the mean over each class's words, made to sum to one."""
-    index = torch.tensor(owners, device=probabilities.device)
-    sums = probabilities.new_zeros(classes).index_add(0, index, probabilities)
-    counts = torch.bincount(index, minlength=classes).to(sums.dtype)
-    means = sums / counts
-    return means / means.sum()
+def class_means(logprobs: Tensor, owners: Sequence[int], classes: int) -> Tensor:
+    """[W] -> [classes]: logarithms of the mean probability over each class's words, made to sum to one; in nats."""
+    index = torch.tensor(owners, device=logprobs.device)
+    own = index == torch.arange(classes, device=logprobs.device)[:, None]
+    sums = logprobs.expand(classes, -1).masked_fill(~own, -math.inf).logsumexp(dim=1)
+    return (sums - own.sum(dim=1).log()).log_softmax(dim=0)

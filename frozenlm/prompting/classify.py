@@ -134,17 +134,24 @@ def _place(number: int, record: Record) -> str:
 
 
 def probabilities(
+    host: PromptHost, asked: Sequence[tuple[Prompt, Filled]], *, batch_tokens: int = BATCH_TOKENS
+) -> list[Tensor]:
+    """[C] probabilities of the labels for each question, as `log_probabilities`."""
+    return [one.exp() for one in log_probabilities(host, asked, batch_tokens=batch_tokens)]
+
+
+def log_probabilities(
     host: PromptHost,
     asked: Sequence[tuple[Prompt, Filled]],
     *,
     batch_tokens: int = BATCH_TOKENS,
     calibrate: bool = True,
 ) -> list[Tensor]:
-    """[C] probabilities of the labels for each question of any prompts, in common batches; differentiable.
+    """[C] log-probabilities (nats) of the labels for each question of any prompts, in common batches; differentiable.
 
     calibrate: False leaves the prompts' calibration out, as training does
 
-    Raises: as `word_scores`.
+    Raises: as `word_scores`, `Prompt.blanks` and `calibrated`.
     """
     questions = [Question(filled, prompt.verbalizer) for prompt, filled in asked]
     blank_places: dict[Any, list[int]] = {}
@@ -157,7 +164,7 @@ def probabilities(
             blanks = prompt.blanks(host, filled)
             blank_places[key] = list(range(len(questions), len(questions) + len(blanks)))
             questions += [Question(one, prompt.verbalizer) for one in blanks]
-    scores = [one.softmax(dim=0) for one in word_scores(host, questions, batch_tokens=batch_tokens)]
+    scores = [one.log_softmax(dim=0) for one in word_scores(host, questions, batch_tokens=batch_tokens)]
     found = []
     for (prompt, _), key, one in zip(asked, keys, scores, strict=False):
         places = blank_places.get(key)
@@ -187,10 +194,8 @@ def filled_loss(
 
     places: of each question, the place of its label among the verbalizer's
     """
-    found = probabilities(host, [(prompt, one) for one in filled], calibrate=False)
-    losses = [
-        -one[place].clamp_min(torch.finfo(one.dtype).tiny).log() for one, place in zip(found, places, strict=True)
-    ]
+    found = log_probabilities(host, [(prompt, one) for one in filled], calibrate=False)
+    losses = [-one[place] for one, place in zip(found, places, strict=True)]
     return torch.stack(losses).sum(), len(losses)
 
 

@@ -122,8 +122,9 @@ def test_the_mean_over_several_content_free_inputs_is_uniform() -> None:
     blank = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]])
     quotients = blank / blank.mean(dim=0)
     torch.testing.assert_close(quotients.mean(dim=0), torch.ones(3))
-    torch.testing.assert_close(calibrated(blank.mean(dim=0), blank), torch.full((3,), 1 / 3))
-    assert calibrated(torch.tensor([0.2, 0.8]), torch.tensor([[0.1, 0.9]])).tolist() == pytest.approx([9 / 13, 4 / 13])
+    torch.testing.assert_close(calibrated(blank.mean(dim=0).log(), blank.log()).exp(), torch.full((3,), 1 / 3))
+    found = calibrated(torch.tensor([0.2, 0.8]).log(), torch.tensor([[0.1, 0.9]]).log())
+    assert found.exp().tolist() == pytest.approx([9 / 13, 4 / 13])
     assert CONTENT_FREE == ("N/A", "", "[MASK]")
 
 
@@ -137,14 +138,15 @@ def test_pmi_takes_the_words_own_likelihood_off() -> None:
         premise = Template.parse(" answer: {answer}").fill({}, lm)
         both = [plain_logprobs(lm, one, word)[range(len(word)), word].sum() for one in (asked, premise)]
         scores.append(both[0] - both[1])
-    by_hand = class_means(torch.stack(scores).softmax(dim=0), words.owners, 2)
+    by_hand = class_means(torch.stack(scores).log_softmax(dim=0), words.owners, 2).exp()
     assert list(found.probabilities.values()) == pytest.approx(by_hand.tolist(), abs=1e-5)
     default = Prompt(LAST, words, calibration=DomainPMI()).classify(lm, RECORDS[:1])[0]
     assert default.probabilities == pytest.approx(dict(found.probabilities), abs=1e-5)
 
 
 def test_a_class_is_the_mean_over_its_words() -> None:
-    assert class_means(torch.tensor([0.5, 0.1, 0.4]), (0, 0, 1), 2).tolist() == pytest.approx([3 / 7, 4 / 7])
+    found = class_means(torch.tensor([0.5, 0.1, 0.4]).log(), (0, 0, 1), 2)
+    assert found.exp().tolist() == pytest.approx([3 / 7, 4 / 7])
 
 
 def test_accuracy() -> None:
