@@ -43,14 +43,14 @@ class PlainText(Loop):
 class PromptPretraining(PlainText):
     """Pre-training of a soft prompt on plain text (PPT, arXiv 2109.04332), with the length, position and init of the
     config's `prompt`, whose training then begins from it. `continuation`: of every window of `context` + `answer`
-    tokens the last ones are predicted. `next_sentence`: does a sentence follow another, come from the same text, or
+    (32) tokens the last ones are predicted. `next_sentence`: does a sentence follow another, come from the same text, or
     from another; asked as `wording` says, and answered with `labels`. `dev_examples` are held out and choose the best
     step. `name` is the module's folder in the workspace."""
 
     name: Name = "prompt_pretrained"
     objective: Literal["continuation", "next_sentence"] = "continuation"
     context: Positive = 64
-    answer: Positive = 32
+    answer: Positive | None = None
     wording: Annotated[str, Field(min_length=1)] | None = None
     labels: Annotated[list[str], Field(min_length=3, max_length=3)] | None = None
     dev_examples: Positive = 64
@@ -61,6 +61,10 @@ class PromptPretraining(PlainText):
         given = [name for name in ("wording", "labels") if getattr(self, name) is not None]
         if self.objective == "continuation" and given:
             raise ValueError(f"pretraining.{given[0]} is for next_sentence, the objective here is continuation")
+        if self.objective == "next_sentence" and self.answer is not None:
+            raise ValueError(
+                "pretraining.answer is for continuation, the objective here is next_sentence; leave it out"
+            )
         return self
 
     def wanted(self) -> dict[str, Any]:

@@ -43,12 +43,16 @@ def text_tokens(config: c.Classification, shape: ModelShape, input_tokens: int |
     """Tokens of a text: those asked for, or else the most that the encoder reads.
 
     Raises:
-        ConfigError: more than it reads.
+        ConfigError: more than it reads, or a prefix that leaves no room.
     """
     taken = config.delta.length if isinstance(config.delta, PrefixTuning | PTuningV2) else 0
     taken = taken if getattr(config.delta, "position_offset", False) else 0
     limits = [config.encoder.max_length, None if shape.window is None else shape.window - taken]
     most = min((limit for limit in limits if limit is not None), default=LENGTH_WITHOUT_LIMIT)
+    if shape.window is not None and shape.window <= taken:
+        raise ConfigError(
+            f"a prefix of {taken} leaves no room for a text in the encoder's {shape.window} positions; shorten it"
+        )
     if input_tokens is not None and input_tokens > most:
         raise ConfigError(f"{input_tokens} tokens of input do not fit: the encoder reads {most}; assume fewer")
     return most if input_tokens is None else input_tokens

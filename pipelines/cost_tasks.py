@@ -13,6 +13,7 @@ from pipelines.cost_deltas import delta_sizes, with_delta
 from pipelines.cost_prompts import trained_numbers
 from pipelines.cost_types import Assumed, Component, Cost
 from pipelines.errors import ConfigError
+from pipelines.tasks.encoding import input_room
 
 
 def multitask(config: c.Multitask, assumed: Assumed) -> Cost:
@@ -20,6 +21,7 @@ def multitask(config: c.Multitask, assumed: Assumed) -> Cost:
     found, lm = Cost(), model_sizes.lm_shape(config.lm)
     tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
     answer = config.generation.max_new_tokens if assumed.answer_tokens is None else assumed.answer_tokens
+    check_room(config, lm)
     block, beams = config.prompt, config.generation.num_beams
     found.read_by_lm(lm, tokens, answer, beams=beams, soft_tokens=0)
     if config.delta is not None:
@@ -47,6 +49,17 @@ def multitask(config: c.Multitask, assumed: Assumed) -> Cost:
     found.components["prompt"] = Component(writing, trained, trained)
     found.components["prompt_in_lm"] = Component(beside)
     return found
+
+
+def check_room(config: c.Multitask, lm: ModelShape) -> None:
+    """As a training does, but for control tokens around an input, which only a tokenizer knows.
+
+    Raises:
+        ConfigError: no room for an input beside the answer and what stands beside both.
+    """
+    beside = [getattr(one, "length", 0) for one in (config.trained, *config.modules)]
+    sizes = config.input.model_dump(include={"max_tokens", "keep_end", "answer_tokens"})
+    input_room(lm.kind, config.lm.window or lm.window, **sizes, soft_tokens=max(beside))
 
 
 def _written(

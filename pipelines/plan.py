@@ -11,6 +11,7 @@ import torch
 from frozenlm import cost as flops
 from frozenlm.architectures import meta_model
 from frozenlm.footprint import StepBytes, prompt_activations, step_bytes, weight_bytes
+from frozenlm.prompts.text_pretraining import ANSWER
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
 from pipelines.errors import ConfigError
@@ -106,8 +107,15 @@ def pretrained_prompt(config: c.Multitask) -> list[Plan]:
     sizes = c.SoftPrompt(
         name=block.name, length=own.length, position="prefix" if own.position == "prefix" else "suffix"
     )
-    answer = block.answer if block.objective == "continuation" else LABEL_TOKENS
-    return [soft_prompt(PlannedLM.of(config.lm), sizes, block, tokens=block.context, answer=answer)]
+    answer = LABEL_TOKENS if block.objective == "next_sentence" else block.answer or ANSWER
+    lm = PlannedLM.of(config.lm)
+    window = config.lm.window or lm.shape.window
+    if window is not None and block.context + answer + own.length > window:
+        raise ConfigError(
+            f"context {block.context} and answer {answer} tokens do not fit the LM's window of {window} beside "
+            f"{own.length} soft tokens; lower one of them"
+        )
+    return [soft_prompt(lm, sizes, block, tokens=block.context, answer=answer)]
 
 
 def at_once(loop: c.Loop) -> int:

@@ -24,6 +24,7 @@ from pipelines import config as c
 from pipelines.config_deltas import PartialLayers
 from pipelines.cost_classification import label_names, text_tokens
 from pipelines.cost_deltas import delta_sizes, outlined_delta
+from pipelines.cost_tasks import check_room
 from pipelines.cost_types import Assumed
 from pipelines.cost_words import short
 from pipelines.errors import ConfigError
@@ -51,6 +52,7 @@ class _Host:
 def tuned_lm(config: c.Multitask, block: c.DeltaBlock, training: c.Loop, assumed: Assumed) -> list[Plan]:
     """A delta on tasks."""
     lm, answer = PlannedLM.of(config.lm), config.input.answer_tokens
+    check_room(config, lm.shape)
     tokens = config.input.max_tokens if assumed.input_tokens is None else assumed.input_tokens
     sizes = {"rows": at_once(training), "tokens": tokens, "answer_tokens": answer}
     assumptions = {"input_tokens": tokens, "answer_tokens": answer}

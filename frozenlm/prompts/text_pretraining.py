@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Objective = Literal["continuation", "next_sentence"]
 TASK = "text"
+ANSWER = 32  # tokens to predict
 WORDING = "{first} Next : {second} Answer :"
 LABELS = (" yes", " maybe", " no")  # follows, of the same text, of another
 _SLOT = re.compile(r"\{(first|second)\}")
@@ -49,7 +50,7 @@ def text_examples(
     *,
     objective: Objective = "continuation",
     context: int = 64,
-    answer: int = 32,
+    answer: int = ANSWER,
     wording: str = WORDING,
     labels: Sequence[str] = LABELS,
     soft_tokens: int = 0,
@@ -63,8 +64,8 @@ def text_examples(
     labels: what the LM is to say of a sentence that follows, one of the same text, one of another
     soft_tokens: of the prompt that will stand beside, for which the LM's window needs room
 
-    Raises: ConfigError for an unknown objective, sizes below 1 or past the window, a wording without its slots, or
-        labels that are not three different ones; for texts that give no example.
+    Raises: ConfigError for an unknown objective, sizes below 1 or past the window (with the answer, or the longest
+        label and its end), a wording without its slots, or labels that are not three different ones; for texts that give no example.
     """
     _check(lm, objective, context, answer, wording, labels, soft_tokens)
     if objective == "continuation":
@@ -140,16 +141,23 @@ def _check(
 ) -> None:
     if objective not in get_args(Objective):
         raise ConfigError(f"objective is {objective!r}; expected one of {get_args(Objective)}")
+    said, longest = f"answer {answer}", answer
+    if objective == "next_sentence":
+        longest = _longest_label(lm, wording, labels)
+        said = f"a longest label of {longest}"
     room = None if lm.window is None else lm.window - len(lm.bos_ids) - len(lm.close_ids) - soft_tokens
-    if min(context, answer) < 1 or (room is not None and context + answer > room):
+    if min(context, longest) < 1 or (room is not None and context + longest > room):
         raise ConfigError(
-            f"context {context} and answer {answer} tokens; expected at least 1 each, {room} together at most"
+            f"context {context} and {said} tokens; expected at least 1 each, {room} together at most"
             + (f", beside {soft_tokens} soft tokens" if soft_tokens else "")
         )
-    if objective == "continuation":
-        return
+
+
+def _longest_label(lm: "FrozenLM", wording: str, labels: Sequence[str]) -> int:
+    """Tokens of the longest label, the one that ends it included."""
     if any(slot not in wording for slot in ("{first}", "{second}")):
         raise ConfigError(f"wording is {wording!r}; expected the slots {{first}} and {{second}}")
     ids = {tuple(lm.encode(label)) for label in labels}
     if isinstance(labels, str) or len(labels) != 3 or len(ids) != 3 or () in ids:
         raise ConfigError(f"labels are {labels!r}; expected three that this LM's tokenizer tells apart")
+    return max(map(len, ids)) + len(lm.eos_ids[:1])

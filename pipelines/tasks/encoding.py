@@ -26,6 +26,41 @@ class InputCounts:
     answers_cut: int = 0
 
 
+def input_room(
+    kind: str,
+    window: int | None,
+    *,
+    max_tokens: int,
+    keep_end: int,
+    answer_tokens: int,
+    soft_tokens: int,
+    frame: int = 0,
+) -> int:
+    """The most tokens of an input.
+
+    Args:
+        kind: of the LM; an encoder-decoder's answer takes no room from its input.
+        window: the LM's; None for no limit.
+        frame: control tokens around an input.
+
+    Raises:
+        ConfigError: there is no room for an input that keeps more than its end.
+    """
+    taken = frame + soft_tokens + (answer_tokens if kind == "decoder" else 0)
+    room = max_tokens if window is None else min(max_tokens, window - taken)
+    if room < max_tokens and room <= keep_end:
+        raise ConfigError(
+            f"the LM's window of {window} tokens leaves {room} for an input beside {soft_tokens} soft tokens and an "
+            f"answer of {answer_tokens}, but input.keep_end alone is {keep_end}; lower one of them"
+        )
+    if room <= keep_end:
+        raise ConfigError(
+            f"input.max_tokens is {max_tokens}, but input.keep_end alone is {keep_end}; an input that is cut keeps its "
+            "beginning too, so keep_end must be the smaller one"
+        )
+    return room
+
+
 class RowEncoder:
     """Turns inputs and answers into token ids of one LM.
 
@@ -58,18 +93,15 @@ class RowEncoder:
         if "{answer}" not in answer:
             raise ConfigError(f"input.answer needs the slot {{answer}}, got {answer!r}")
         self.lm, self.keep_end, self.answer, self.answer_tokens = lm, keep_end, answer, answer_tokens
-        taken = len(lm.bos_ids) + len(lm.close_ids) + soft_tokens + (answer_tokens if lm.kind == "decoder" else 0)
-        self.room = max_tokens if lm.window is None else min(max_tokens, lm.window - taken)
-        if self.room < max_tokens and self.room <= keep_end:
-            raise ConfigError(
-                f"the LM's window of {lm.window} tokens leaves {self.room} for an input beside {soft_tokens} soft "
-                f"tokens and an answer of {answer_tokens}, but input.keep_end alone is {keep_end}; lower one of them"
-            )
-        if self.room <= keep_end:
-            raise ConfigError(
-                f"input.max_tokens is {max_tokens}, but input.keep_end alone is {keep_end}; an input that is cut keeps "
-                "its beginning too, so keep_end must be the smaller one"
-            )
+        self.room = input_room(
+            lm.kind,
+            lm.window,
+            max_tokens=max_tokens,
+            keep_end=keep_end,
+            answer_tokens=answer_tokens,
+            soft_tokens=soft_tokens,
+            frame=len(lm.bos_ids) + len(lm.close_ids),
+        )
         self.counts = InputCounts()
 
     def context(self, text: str) -> list[int]:

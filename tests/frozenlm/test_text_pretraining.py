@@ -85,6 +85,12 @@ def test_slots_in_a_sentence_are_text() -> None:
         ({"objective": "cloze"}, "objective is 'cloze'"),
         ({"context": 0}, "context 0 and answer 32"),
         ({"context": 90, "answer": 20}, "context 90 and answer 20 tokens; expected at least 1 each, 9. together"),
+        ({"objective": "next_sentence", "context": 95}, "context 95 and a longest label of 2 tokens; .*, 96 together"),
+        ({"objective": "next_sentence", "context": 94, "soft_tokens": 1}, "95 together at most, beside 1 soft tokens"),
+        (
+            {"objective": "next_sentence", "context": 64, "labels": ["one", "two", "the " * 32]},
+            "context 64 and a longest label of 33 tokens",
+        ),
         ({"objective": "next_sentence", "wording": "{first}"}, "expected the slots"),
         ({"objective": "next_sentence", "labels": ["one", "two"]}, "labels are"),
         ({"objective": "next_sentence", "labels": ["one", "two", "two"]}, "tells apart"),
@@ -94,6 +100,12 @@ def test_slots_in_a_sentence_are_text() -> None:
 def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         text_examples([STORY, OTHER], toy_lm(), **({"labels": LABELS} | settings))
+
+
+def test_pairs_take_no_room_for_the_answer_of_windows() -> None:
+    lm = toy_lm()  # 96 columns; a label and its end are two, a window's answer would be 32
+    found = text_examples([STORY, OTHER], lm, objective="next_sentence", labels=LABELS, context=91, soft_tokens=3)
+    assert max(len(one.context) + len(one.answer) + 3 for one in found.examples) <= 96
 
 
 def test_texts_that_give_nothing() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.cli import main
+from pipelines.cost import cost
 from pipelines.cost_types import Assumed
 from pipelines.dry_run import describe
 from pipelines.errors import ConfigError
@@ -110,3 +111,35 @@ def test_the_first_token_of_a_causal_encoder_is_refused(world: Path) -> None:
     last = load_config(test_classification.settings(world, pool="last", **causal))
     assert describe(last, SMALL)["trained_parameters"] == 32 * 2 + 2
     assert describe(load_config(test_classification.settings(world, pool="first")), SMALL)["trained_parameters"] == 50
+
+
+@pytest.mark.parametrize("kind", ["soft_prompt", "p_tuning", "p_tuning_v2", "prefix_tuning"])
+def test_what_leaves_no_room_is_refused_as_training_does(world: Path, kind: str) -> None:
+    block = {"kind": kind, "name": "d", "length": 500}
+    prompt = kind in ("soft_prompt", "p_tuning")
+    config = configured(world, **({"prompt": block} if prompt else {"prompt": None, "delta": block}))
+    for attempt in (train, describe, cost):
+        with pytest.raises(ConfigError, match=r"window of 96 tokens leaves -41\d for an input beside 500 soft tokens"):
+            attempt(config)
+
+
+def test_a_window_too_small_for_a_pretraining_is_refused_without_a_model(world: Path) -> None:
+    block = {"files": ["not/there.txt"], "context": 64, "answer": 31, "steps": 2, "warmup_steps": 0}
+    prompt = {"kind": "soft_prompt", "name": "d", "length": 3}
+    config = configured(world, prompt=prompt, pretraining=block)
+    with pytest.raises(
+        ConfigError, match="context 64 and answer 31 tokens do not fit the LM's window of 96 beside 3 soft"
+    ):
+        describe(config, pretrain=True)
+    pairs = {**block, "answer": None, "objective": "next_sentence"}
+    assert describe(configured(world, prompt=prompt, pretraining=pairs), pretrain=True)["trained_parameters"] == 3 * 32
+
+
+def test_a_prefix_longer_than_an_encoder_is_refused(world: Path) -> None:
+    long = {"kind": "p_tuning_v2", "name": "d", "length": 96}
+    config = load_config(test_classification.settings(world, delta=long))
+    for attempt in (describe, cost):
+        with pytest.raises(ConfigError, match="a prefix of 96 leaves no room for a text in the encoder's 96 positions"):
+            attempt(config)
+    with pytest.raises(ConfigError, match="of the encoder's 96 positions"):
+        train(config)

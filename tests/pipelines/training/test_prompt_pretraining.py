@@ -20,7 +20,7 @@ from tests.toys import toy_lm
 
 STORY = "the cat sat. the dog sat! who was the king? the river is blue. the city is red."
 OTHER = "paris is in france. berlin is in germany. london is in england. the nile is blue."
-PAIRS = {"objective": "next_sentence", "labels": ["one", "two", "three"], "context": 40}
+PAIRS = {"objective": "next_sentence", "labels": ["one", "two", "three"], "context": 40, "answer": None}
 BLOCK = {"context": 6, "answer": 3, "dev_examples": 2, "steps": 4, "batch_size": 2, "eval_every": 2, "save_every": 1}
 
 
@@ -141,6 +141,7 @@ FROM_ITSELF = {"kind": "soft_prompt", "name": "p", "init": {"kind": "module", "n
         ({"block": {"name": "p"}}, "which another module has"),
         ({"block": {"files": []}}, "pretraining needs text"),
         ({"block": {"wording": "{first} {second}"}}, "wording is for next_sentence"),
+        ({"block": PAIRS | {"answer": 3}}, "answer is for continuation, the objective here is next_sentence"),
         ({"block": {"labels": ["a", "b"]}}, "at least 3"),
     ],
 )
