@@ -1,6 +1,6 @@
 """What the size of the frozen model does to each method: an encoder of 2, 4 and 6 blocks.
 
-    python benchmarks/lm_size.py run --out runs/lm_size [--blocks 2 4 6] [--seeds 3]
+    python benchmarks/lm_size.py run --out runs/lm_size [--blocks 2 4 6] [--seeds 3] [--methods lora bitfit full_copy]
     python benchmarks/lm_size.py table --out runs/lm_size
 
 The Delta Tuning survey (arXiv 2203.06904, section 5) finds that the larger the model, the nearer all methods come to
@@ -27,7 +27,6 @@ from pipelines.loader import load_config
 from retrievers.compute import resolve_model
 
 TASKS = ("trec", "sst2", "ag_news")
-METHODS = ("head_alone", "p_tuning_v2", "lora", "adapter_pfeiffer", "bitfit", "full_copy")
 
 
 def cut_short(name: str, count: int, folder: Path) -> str:
@@ -47,15 +46,16 @@ def cut_short(name: str, count: int, folder: Path) -> str:
 
 
 def comparison(given: argparse.Namespace, count: int) -> MethodComparison:
-    """The encoder's comparison with these methods, three tasks and an encoder of `count` blocks."""
+    """The encoder's comparison of the methods asked for, on three tasks, with an encoder of `count` blocks."""
     base = load_config("method_comparison_encoder.yaml").model_dump(mode="json", by_alias=True, exclude_unset=True)
     folder = cut_short(base["encoder"]["model"], count, given.out / "models" / f"{count}-blocks")
-    kept = [method for method in base["methods"] if _name(method) in METHODS]
+    kept = [method for method in base["methods"] if given.methods is None or _name(method) in given.methods]
     config: MethodComparison = load_config(
         base
         | {
             "encoder": base["encoder"] | {"model": folder},
             "methods": kept,
+            "reference": None,
             "tasks": [task for task in base["tasks"] if task["name"] in TASKS],
             "pairs": {},
             "seeds": given.seeds,
@@ -87,6 +87,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("runs/lm_size"))
     parser.add_argument("--blocks", type=int, nargs="+", default=[2, 4, 6])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", help="names in the config; all of them without")
     given = parser.parse_args()
     if given.action == "run":
         for count in given.blocks:
