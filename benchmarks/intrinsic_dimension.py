@@ -158,7 +158,7 @@ if __name__ == "__main__":
     parser.add_argument("--host", choices=list(CONFIGS), default="lm")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS))
-    parser.add_argument("--of", choices=["score", "gain"], default="score", help="what 90% is of")
+    parser.add_argument("--of", choices=["score", "gain"], default="score", help="what 90%% is of")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--smallest", type=int, default=16, help="d of the grid; above the number of scales")
     parser.add_argument("--largest", type=int, default=2**18)

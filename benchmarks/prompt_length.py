@@ -77,7 +77,8 @@ def comparison(given: argparse.Namespace) -> MethodComparison:
 
 
 def speed(given: argparse.Namespace) -> None:
-    """Seconds of a step of 16 rows of the first task, all methods and lengths in turn; a line each in speed.jsonl."""
+    """Seconds of a step of `training.batch_size` rows, 4 in configs/method_comparison.yaml, of the first task; all
+    methods and lengths in turn, a line each in speed.jsonl."""
     config = comparison(given)
     lm = frozen_lm(config.lm)
     sides = {}
