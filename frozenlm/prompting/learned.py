@@ -18,7 +18,7 @@ from frozenlm.prompting.classify import Prompt, filled_loss
 from frozenlm.prompting.filled import Filled, PromptHost
 from frozenlm.prompting.learned_verbalizers import PrototypicalVerbalizer, SoftVerbalizer
 from frozenlm.prompting.scoring import answer_states
-from frozenlm.prompting.soft_slots import SoftSlots
+from frozenlm.prompting.soft_slots import SoftSlots, slot_length
 from frozenlm.prompting.template import Template
 from frozenlm.prompting.verbalizer import Verbalizer
 from frozenlm.saved_parts import check_parts, save_parts
@@ -55,9 +55,15 @@ class LearnedPrompt(nn.Module):
         if verbalizer != "words" and verbalizer not in VERBALIZERS:
             raise ConfigError(f"verbalizer is {verbalizer!r}; expected words, {', '.join(VERBALIZERS)}")
         slots = SoftSlots.create(host, template, seed=seed) if template.soft else None
+        labels: SoftVerbalizer | PrototypicalVerbalizer | None = None
         if verbalizer == "soft":
-            return cls(slots, SoftVerbalizer.create(host, words, spaced=template.spaced))
-        return cls(slots, PrototypicalVerbalizer.create(host, words, seed=seed) if verbalizer != "words" else None)
+            labels = SoftVerbalizer.create(host, words, spaced=template.spaced)
+        elif verbalizer == "prototypical":
+            labels = PrototypicalVerbalizer.create(host, words, seed=seed)
+        for part in (slots, labels):
+            if part is not None:
+                part.template = str(template)
+        return cls(slots, labels)
 
     def prompt(self, template: Template, words: Verbalizer, **settings: Any) -> Prompt:
         """The way to ask with what is learned. settings: others of `Prompt`"""
@@ -97,6 +103,8 @@ class LearnedPrompt(nn.Module):
     ) -> "LearnedPrompt":
         """Reads what `save` wrote, for this template, these labels and this kind of verbalizer.
 
+        Files of earlier versions do not say the template; of these only the soft slots are compared.
+
         Raises: CheckpointError when it is missing, damaged, or was trained for another LM, template or labels.
         """
         folder, parts = Path(folder), ["slots"] * bool(template.soft) + ["verbalizer"] * (verbalizer != "words")
@@ -107,9 +115,21 @@ class LearnedPrompt(nn.Module):
                 f"{folder} was trained for the soft slots {', '.join(slots.ids)}; the template has "
                 f"{', '.join(template.soft)}; set it back, or train again"
             )
-        if verbalizer == "words":
+        for id_, slot in template.soft.items():
+            if slots is not None and len(slots.of(id_)) != slot_length(host, slot):
+                raise CheckpointError(
+                    f"{folder} was trained with {len(slots.of(id_))} vectors in the soft slot {id_!r}; the "
+                    f"template has {slot_length(host, slot)}; set it back, or train again"
+                )
+        labels = None if verbalizer == "words" else VERBALIZERS[verbalizer].load(folder / "verbalizer", host)
+        for part in (slots, labels):
+            if part is not None and part.template not in (None, str(template)):
+                raise CheckpointError(
+                    f"{folder} was trained in the template {part.template!r}, this one is {str(template)!r}; set it "
+                    "back, or train again"
+                )
+        if labels is None:
             return cls(slots)
-        labels = VERBALIZERS[verbalizer].load(folder / "verbalizer", host)
         if list(labels.labels) != list(words.labels):
             raise CheckpointError(
                 f"{folder} tells {', '.join(labels.labels)} apart, the words are for {', '.join(words.labels)}; set "

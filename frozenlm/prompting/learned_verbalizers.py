@@ -30,13 +30,18 @@ PROTOTYPE_WIDTH = 64
 
 
 class _LabelVectors(nn.Module):
-    """What both have: labels, a word for each to show in demonstrations, files."""
+    """What both have: labels, a word for each to show in demonstrations, files.
+
+    Attributes:
+        template: the text of the template that it is trained in, kept with it; None where any may use it.
+    """
 
     KIND = ""
 
     def __init__(self, words: Verbalizer) -> None:
         super().__init__()
         self.manual = words
+        self.template: str | None = None
         self.labels, self.owners = words.labels, tuple(range(len(words.labels)))
 
     def word(self, label: object, *, where: str) -> str:
@@ -54,6 +59,7 @@ class _LabelVectors(nn.Module):
         """
         # A list, since JSON files are written with sorted keys and the order of labels is that of the vectors.
         config = {"words": [[label, list(words)] for label, words in self.manual.table.items()], **self._settings()}
+        config |= {} if self.template is None else {"template": self.template}
         save_module(folder, self.state_dict(), config, lm_fingerprint=host.fingerprint, kind=self.KIND)
 
     def _settings(self) -> dict[str, Any]:
@@ -116,9 +122,10 @@ class SoftVerbalizer(_LabelVectors):
 
         Raises: CheckpointError when it is missing, damaged, or was trained for another LM.
         """
-        tensors, _, words = cls._read(folder, host, allow_other_lm)
+        tensors, config, words = cls._read(folder, host, allow_other_lm)
         made = cls(torch.zeros(len(words.labels), state_width(host)), words)
         fill_exactly(made, tensors, folder)
+        made.template = config.get("template")
         return made
 
 
@@ -207,6 +214,7 @@ class PrototypicalVerbalizer(_LabelVectors):
         except (KeyError, TypeError, ConfigError, RuntimeError) as error:
             raise CheckpointError(f"{folder} has unusable settings {config}: {error}; save it again") from error
         fill_exactly(made, tensors, folder)
+        made.template = config.get("template")
         return made
 
 

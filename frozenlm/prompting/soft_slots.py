@@ -26,15 +26,21 @@ class SoftSlots(nn.Module):
     """Vectors by slot id.
 
     vectors: id -> [n, H] where they begin; copied
+
+    Attributes:
+        ids: of the slots.
+        template: the text of the template that they are trained in, kept with them; None where any may use them.
     """
 
     def __init__(self, vectors: Mapping[str, Tensor]) -> None:
         super().__init__()
         if not vectors:
             raise ConfigError("no template has a soft slot, so there is nothing to train; add {soft:id} to one")
+        self.ids = list(vectors)
         self.vectors = nn.ParameterDict(
-            {id_: nn.Parameter(one.detach().to(torch.float32, copy=True)) for id_, one in vectors.items()}
+            {_key(id_): nn.Parameter(one.detach().to(torch.float32, copy=True)) for id_, one in vectors.items()}
         )
+        self.template: str | None = None
 
     @classmethod
     def create(cls, host: PromptHost, templates: Template | Sequence[Template], *, seed: int = 0) -> "SoftSlots":
@@ -49,17 +55,17 @@ class SoftSlots(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         return cls({id_: _begun(host, slots[id_], generator) for id_ in sorted(slots)})
 
-    @property
-    def ids(self) -> list[str]:
-        """Of the slots."""
-        return list(self.vectors)
+    def of(self, id_: str) -> nn.Parameter:
+        """[n, H] of a slot."""
+        found: nn.Parameter = self.vectors[_key(id_)]
+        return found
 
     def __contains__(self, id_: object) -> bool:
         return id_ in self.ids
 
     def segment(self, id_: str) -> Soft:
         """A slot as a piece of a row; it shares storage with the parameter, so that a batch copies it once."""
-        return Soft(self.vectors[id_])
+        return Soft(self.of(id_))
 
     @staticmethod
     def parameter_count(hidden_size: int, lengths: Sequence[int]) -> int:
@@ -71,8 +77,9 @@ class SoftSlots(nn.Module):
 
         Raises: CheckpointError when they hold non-finite or huge numbers, or the folder cannot be written.
         """
-        tensors = {f"vectors.{id_}": one for id_, one in self.vectors.items()}
-        save_module(folder, tensors, {"ids": self.ids}, lm_fingerprint=host.fingerprint, kind=KIND)
+        config = {"ids": self.ids} | ({} if self.template is None else {"template": self.template})
+        tensors = {f"vectors.{id_}": self.of(id_) for id_ in self.ids}
+        save_module(folder, tensors, config, lm_fingerprint=host.fingerprint, kind=KIND)
 
     @classmethod
     def load(cls, folder: Path | str, host: PromptHost, *, allow_other_lm: bool = False) -> "SoftSlots":
@@ -90,16 +97,29 @@ class SoftSlots(nn.Module):
                     f"{folder}: {name} is {list(one.shape)}; this LM needs [n, {host.hidden_size}]; "
                     "load the LM the slots were trained for"
                 )
-        return cls({id_: tensors[f"vectors.{id_}"] for id_ in ids})
+        made = cls({id_: tensors[f"vectors.{id_}"] for id_ in ids})
+        made.template = config.get("template")
+        return made
+
+
+def slot_length(host: PromptHost, slot: SoftSlot) -> int:
+    """Vectors of a slot: as many as it says, or a token of its words each, or one."""
+    return slot.length or (1 if slot.init is None else len(host.encode(slot.init)))
+
+
+def _key(id_: str) -> str:
+    """The parameter's name. A `ParameterDict` makes each name an attribute, and refuses those that it has, as `type`,
+    `keys` and `training`; an id has no colon, so no two share a name."""
+    return f"soft:{id_}" if hasattr(nn.ParameterDict(), id_) else id_
 
 
 def _begun(host: PromptHost, slot: SoftSlot, generator: torch.Generator) -> Tensor:
+    length = slot_length(host, slot)
     if slot.init is None:
-        return sampled_embeddings(host, slot.length or 1, generator)
+        return sampled_embeddings(host, length, generator)
     ids = host.encode(slot.init)
     if not ids:
         raise ConfigError(f"soft slot {slot.id!r}: {slot.init!r} has no token; begin it at a real word")
-    length = slot.length or len(ids)
     repeated = (ids * (length // len(ids) + 1))[:length]
     with torch.no_grad():
         return host.embed(torch.tensor(repeated).to(host.device)).float().cpu()

@@ -8,8 +8,9 @@ import torch
 from frozenlm.errors import CheckpointError, ConfigError
 from frozenlm.prompting import LearnedPrompt, Template, Verbalizer
 from frozenlm.prompting.classify import label_loss
-from frozenlm.prompting.learned_verbalizers import PROTOTYPE_WIDTH, state_width
+from frozenlm.prompting.learned_verbalizers import PROTOTYPE_WIDTH, SoftVerbalizer, state_width
 from frozenlm.prompting.scoring import answer_states
+from frozenlm.prompting.soft_slots import SoftSlots
 from tests.toys import toy_lm, toy_masked_lm, toy_sentinel_lm
 
 HOSTS = {"gpt2": toy_lm, "t5": toy_sentinel_lm, "bert": toy_masked_lm}
@@ -78,9 +79,36 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
         (SOFT, WORDS, "words", "and slots was asked for"),
         (SOFT, WORDS, "prototypical", "of kind 'soft_verbalizer', expected 'prototypical_verbalizer'"),
         (Template.parse("{soft:tail*2} {text} {answer}"), WORDS, "soft", "trained for the soft slots lead"),
+        (
+            Template.parse("{soft:lead*3} {text} is {answer}"),
+            WORDS,
+            "soft",
+            "2 vectors in the soft slot 'lead'; .* has 3",
+        ),
+        (Template.parse("{soft:lead} {text} is {answer}"), WORDS, "soft", "the template has 1"),
+        (Template.parse("{soft:lead:it was red} {text} is {answer}"), WORDS, "soft", "the template has 3"),
+        (Template.parse("{soft:lead*2} {text} was {answer}"), WORDS, "soft", "this one is '{soft:lead.*} {text} was"),
         (SOFT, Verbalizer({"yes": "blue", "no": "red"}), "soft", "tells pos, neg apart, the words are for yes, no"),
     ):
         with pytest.raises(CheckpointError, match=message):
             LearnedPrompt.load(tmp_path, lm, template, words, verbalizer=verbalizer)
     with pytest.raises(CheckpointError, match="another LM"):
         LearnedPrompt.load(tmp_path, toy_lm(seed=1), SOFT, WORDS, verbalizer="soft")
+
+
+def test_a_verbalizer_alone_belongs_to_its_template(tmp_path: Path) -> None:
+    lm = toy_lm()
+    LearnedPrompt.create(lm, PLAIN, WORDS, verbalizer="prototypical").save(tmp_path, lm)
+    again = LearnedPrompt.load(tmp_path, lm, PLAIN, WORDS, verbalizer="prototypical")
+    again.save(tmp_path, lm)  # and it still says so
+    with pytest.raises(CheckpointError, match=r"trained in the template '{text} is {answer}', this one is '{text} was"):
+        LearnedPrompt.load(tmp_path, lm, Template.parse("{text} was {answer}"), WORDS, verbalizer="prototypical")
+
+
+def test_files_that_do_not_say_their_template_are_read(tmp_path: Path) -> None:
+    lm = toy_lm()
+    LearnedPrompt(SoftSlots.create(lm, SOFT), SoftVerbalizer.create(lm, WORDS)).save(tmp_path, lm)
+    assert "template" not in (tmp_path / "slots" / "module.json").read_text()
+    LearnedPrompt.load(tmp_path, lm, Template.parse("{soft:lead*2} {text} was {answer}"), WORDS, verbalizer="soft")
+    with pytest.raises(CheckpointError, match="2 vectors in the soft slot 'lead'"):
+        LearnedPrompt.load(tmp_path, lm, Template.parse("{soft:lead*4} {text} {answer}"), WORDS, verbalizer="soft")
