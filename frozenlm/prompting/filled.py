@@ -10,6 +10,7 @@ Three hosts, three places for the answer:
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Union
 
+from frozenlm.errors import ConfigError
 from frozenlm.rows import Segment, Tokens, row_length
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Filled:
     cut: tokens of the record that did not fit
     prefix: what stands before the body, behind `opens`: demonstrations
     dropped: demonstrations that did not fit
+    what: what messages call it
     """
 
     body: tuple[Segment, ...]
@@ -43,12 +45,25 @@ class Filled:
     cut: int = 0
     prefix: tuple[Segment, ...] = ()
     dropped: int = 0
+    what: str = "the question"
 
     @property
     def row(self) -> list[Segment]:
-        """All that the host reads, but for the decoder of an encoder-decoder."""
-        whole = [Tokens(self.opens), *self.prefix, *self.body, Tokens(self.closes)]
-        return [segment for segment in whole if len(segment)]
+        """All that the host reads, but for the decoder of an encoder-decoder.
+
+        Raises: ConfigError where that is nothing.
+        """
+        if not self.length:
+            raise ConfigError(
+                f"{self.what} reads nothing to this LM, which needs at least a token to answer after; put text before "
+                "{answer}, or, where it is what calibration asks about nothing, give other calibration texts or a "
+                "premise"
+            )
+        return [segment for segment in self._segments if len(segment)]
+
+    @property
+    def _segments(self) -> list[Segment]:
+        return [Tokens(self.opens), *self.prefix, *self.body, Tokens(self.closes)]
 
     @property
     def mask(self) -> int | None:
@@ -65,7 +80,7 @@ class Filled:
     @property
     def length(self) -> int:
         """Columns of `row`."""
-        return row_length(self.row)
+        return row_length(self._segments)
 
     def widened(self, masks: int) -> "Filled":
         """The same with so many masks in the place of one; other hosts than masked LMs have none to widen."""

@@ -4,12 +4,12 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from frozenlm.errors import ConfigError
-from frozenlm.prompting.grammar import NAME, Slot
+from frozenlm.prompting.grammar import NAME, Slot, escaped
 
 _SOFT = re.compile(r"soft:(\w+)(?:\*(\d{1,4}))?(?::(.*))?", re.DOTALL)
 
@@ -52,6 +52,36 @@ def merged(known: SoftSlot | None, slot: SoftSlot, name: str) -> SoftSlot:
                 "set of vectors: say it once, and use the bare {soft:id} elsewhere"
             )
     return SoftSlot(slot.id, known.length or slot.length, known.init if known.init is not None else slot.init)
+
+
+def joined(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """The same without empty texts, and with texts side by side as one."""
+    found: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and found and isinstance(found[-1], str):
+            found[-1] += part
+        elif part != "":
+            found.append(part)
+    return tuple(found)
+
+
+def without_soft(parts: Iterable[Part]) -> tuple[Part, ...]:
+    """What a reader sees: a soft slot is left out with a space beside it, where two would meet, or one stand at an end
+    of the whole."""
+    whole, found = joined(parts), list[Part]()
+    left_out = False
+    for part in whole:
+        if isinstance(part, SoftSlot):
+            left_out = True
+            continue
+        before = found[-1] if found else " "
+        if left_out and isinstance(part, str) and isinstance(before, str) and before[-1].isspace():
+            part = part.removeprefix(" ")
+        found += [part] if part != "" else []
+        left_out = left_out and part == ""
+    if left_out and found and isinstance(found[-1], str):
+        found[-1] = found[-1].removesuffix(" ")
+    return joined(found)
 
 
 def from_slot(slot: Slot, name: str) -> Part:
@@ -106,6 +136,11 @@ def to_data(part: Part) -> dict[str, Any]:
         return {"answer": True}
     more = {"length": part.length, "init": part.init}
     return {"soft": part.id, **{key: value for key, value in more.items() if value is not None}}
+
+
+def as_text(parts: Iterable[Part]) -> str:
+    """A whole template as text."""
+    return "".join(escaped(part) if isinstance(part, str) else spelled(part) for part in parts)
 
 
 def spelled(part: Field | SoftSlot | Answer) -> str:

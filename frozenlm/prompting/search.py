@@ -28,6 +28,7 @@ from frozenlm.lm import FrozenLM
 from frozenlm.prompting.classify import Record, label_place
 from frozenlm.prompting.filled import PromptHost, control_id, word_ids
 from frozenlm.prompting.grammar import escaped, value_text
+from frozenlm.prompting.labels import label_key
 from frozenlm.prompting.scoring import answer_states, head
 from frozenlm.prompting.template import Template
 from frozenlm.prompting.verbalizer import Verbalizer
@@ -141,9 +142,11 @@ def propose_words(
 
     Only tokens that are a whole word by themselves: letters, which encode to that token again.
 
-    Raises: ConfigError for a record without a label; as `Template.fill`.
+    Raises: ConfigError for no record, or one without a label; as `Template.fill`.
     """
-    labels = sorted({str(record[label]) for record in records if label in record})
+    if not records:
+        raise ConfigError("words are proposed from records, and there are none; give a few of each label")
+    labels = sorted({label_key(record[label], where="a record") for record in records if label in record})
     places = [label_place(record, label, labels, f"record {number}") for number, record in enumerate(records)]
     filled = [template.fill(record, host) for record in records]
     logprobs = head(host, answer_states(host, filled)).log_softmax(dim=1)

@@ -18,7 +18,8 @@ as T0 and Flan do; elsewhere the encoder reads the sentinel `<extra_id_0>` in it
 that sentinel, as T5 was pretrained; `sentinel=True` asks for it in last place too.
 
 Our choices. Text and values between soft slots and the answer are tokenised as one text, so the tokens are those of the
-finished text. A space right before the answer belongs to the answer's word. A record that does not fit loses the end
+finished text. A space right before the answer belongs to the answer's word; right behind a field or a soft slot the
+word has one too, also in the text of a demonstration. A record that does not fit loses the end
 of one field, by whole words where it has several, until it fits: the longest first, or those named by `cut` in their
 order, each down to nothing before the next. Text, soft slots and answer are never cut; what was cut is counted.
 """
@@ -29,8 +30,20 @@ from typing import TYPE_CHECKING, Any, cast
 
 from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.prompting.filled import SENTINEL, Filled, PromptHost, control_id
-from frozenlm.prompting.grammar import escaped, pieces, value_text
-from frozenlm.prompting.parts import Answer, Field, Part, SoftSlot, from_data, from_slot, merged, spelled, to_data
+from frozenlm.prompting.grammar import pieces, value_text
+from frozenlm.prompting.parts import (
+    Answer,
+    Field,
+    Part,
+    SoftSlot,
+    as_text,
+    from_data,
+    from_slot,
+    joined,
+    merged,
+    to_data,
+    without_soft,
+)
 from frozenlm.rows import Row, Segment, Soft, Tokens, row_length
 
 if TYPE_CHECKING:
@@ -48,7 +61,7 @@ class Template:
     name: what messages call it
 
     Attributes:
-        parts: texts, `Field`, `SoftSlot` and one `Answer`.
+        parts: texts, none empty and no two side by side, `Field`, `SoftSlot` and one `Answer`.
         fields: names in order of first use.
         soft: the soft slots by id; where an id stands several times, the one that says most.
 
@@ -58,7 +71,7 @@ class Template:
     def __init__(
         self, parts: Iterable[Part], *, cut: Sequence[str] = (), sentinel: bool = False, name: str = "template"
     ) -> None:
-        self.parts, self.cut, self.sentinel, self.name = tuple(parts), tuple(cut), sentinel, name
+        self.parts, self.cut, self.sentinel, self.name = joined(parts), tuple(cut), sentinel, name
         answers = sum(isinstance(part, Answer) for part in self.parts)
         if answers != 1:
             raise ConfigError(f"{name} has {answers} slots {{answer}}; expected exactly one")
@@ -104,7 +117,7 @@ class Template:
 
     def __str__(self) -> str:
         """What `parse` reads."""
-        return "".join(escaped(part) if isinstance(part, str) else spelled(part) for part in self.parts)
+        return as_text(self.parts)
 
     @property
     def spaced(self) -> bool:
@@ -125,13 +138,18 @@ class Template:
         return {field: value_text(record, field, name=self.name, where=where) for field in self.fields}
 
     def text(self, record: Mapping[str, Any], answer: str, *, where: str = "record") -> str:
-        """The finished text with its answer, soft slots left out: a demonstration.
+        """The finished text with its answer, soft slots left out: a demonstration. The answer follows a space where its
+        words are scored behind one (`spaced`).
 
         Raises: as `values`.
         """
-        values = self.values(record, where=where)
-        shown = (_shown(part, values) if not isinstance(part, Answer) else answer for part in self.parts)
-        return "".join(shown)
+        values, shown = self.values(record, where=where), ""
+        for part in without_soft(self.parts):
+            if not isinstance(part, Answer):
+                shown += _shown(part, values)
+            else:
+                shown += (" " if self.spaced and not shown.endswith(" ") else "") + answer
+        return shown
 
     def row(self, record: Mapping[str, Any], host: PromptHost, **settings: Any) -> Row:
         """`fill(...).row`."""
@@ -174,6 +192,7 @@ class Template:
             mask_id=frame[0] if host.kind == "masked" else None,
             spaced=self.spaced,
             cut=whole - row_length(body),
+            what=f"{where}: {self.name}",
         )
 
     @property

@@ -71,6 +71,16 @@ def test_proposed_words_are_the_likeliest_whole_words(make) -> None:
         Verbalizer({"a": words[0], "b": words[1]}).ids(host)
 
 
+def test_words_are_proposed_for_labels_of_any_kind() -> None:
+    template, records = (
+        Template.parse("{text} is {answer}"),
+        [one | {"label": one["label"] == "pos"} for one in RECORDS],
+    )
+    assert list(propose_words(toy_lm(), template, records, n=1)) == ["false", "true"]
+    with pytest.raises(ConfigError, match="there are none; give a few of each label"):
+        propose_words(toy_lm(), template, [])
+
+
 def test_search_is_seeded_and_goes_on_where_it_stopped(tmp_path) -> None:
     templates, words = ["{text} {answer}", "{text}: {answer}"], {"pos": ["blue", "red"], "neg": ["red", "green"]}
     asked: list[str] = []

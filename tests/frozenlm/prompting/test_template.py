@@ -8,9 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frozenlm.errors import ConfigError, ShapeError
 from frozenlm.lm import FrozenLM
+from frozenlm.prompting.calibration import ContextualCalibration, DomainPMI
+from frozenlm.prompting.classify import Prompt
+from frozenlm.prompting.demonstrations import Demonstrations
 from frozenlm.prompting.filled import word_ids
 from frozenlm.prompting.soft_slots import SoftSlots
 from frozenlm.prompting.template import Template
+from frozenlm.prompting.verbalizer import Verbalizer
 from frozenlm.rows import Soft, row_length, text_ids
 from tests.toys import EMBEDDED, MASK, WINDOW, toy_lm, toy_masked_lm, toy_sentinel_lm
 
@@ -132,6 +136,19 @@ def test_soft_slots_are_kept(tmp_path) -> None:
     }
 
 
+@pytest.mark.parametrize("id_", ["type", "keys", "training", "_keys", "_parameters", "forward"])
+def test_a_slot_may_be_called_anything(id_: str, tmp_path) -> None:
+    lm, template = toy_lm(), Template.parse(f"{{soft:{id_}*2}} {{text}} {{answer}}")
+    slots = SoftSlots.create(lm, template).train().eval()
+    assert slots.ids == [id_] and len(slots.state_dict()) == 1 and not slots.training
+    template.row(RECORD, lm, slots=slots)[0].vectors.sum().backward()  # type: ignore[union-attr]
+    assert all(one.grad is not None for one in slots.to("cpu").parameters())
+    slots.save(tmp_path, lm)
+    again = SoftSlots.load(tmp_path, lm)
+    assert again.ids == [id_] and torch.equal(again.of(id_), slots.of(id_))
+    again.load_state_dict(slots.state_dict())
+
+
 def test_the_longest_field_gives_way_first_and_nothing_else_does() -> None:
     lm = toy_lm()
     template = Template.parse("question: {a} text: {b} answer: {answer}")
@@ -211,7 +228,54 @@ def test_the_words_of_a_real_tokenizer() -> None:
     assert lm.encode("\n") + word_ids(lm, "great", spaced=False) == lm.encode("\ngreat")
 
 
-def test_plain_text_of_a_demonstration() -> None:
-    assert Template.parse("{soft:a}{text} ({n}) it was {answer}.").text(RECORD, "good") == (
-        "the cat sat on the mat (3) it was good."
-    )
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{soft:a}{n} ({n}) it was {answer}.", "3 (3) it was good."),
+        ("{n}{answer}", "3 good"),
+        ("{n}\n{soft:x}{answer}", "3\n good"),
+        ("{n}\n{soft:x} {answer}", "3\n good"),
+        ("{soft:a} {n} {soft:b} {answer}", "3 good"),
+        ("{soft:a} {soft:b} {n} {soft:c} {answer} {soft:d}", "3 good"),
+        ("{n}{soft:a} was{soft:b} {answer}", "3 was good"),
+        ("{n}:\n{answer}", "3:\ngood"),
+        ("{soft:a}({answer})", "(good)"),
+    ],
+)
+def test_plain_text_of_a_demonstration(source: str, text: str) -> None:
+    assert Template.parse(source).text(RECORD, "good") == text
+
+
+@pytest.mark.parametrize("host", [ByteLevel(), Metaspace()], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "source", ["it was{n}{answer}", "it was\n{soft:x}{answer}", "{soft:a} it {soft:b} {answer}", "it:\n{answer}"]
+)
+def test_a_demonstration_shows_the_pieces_that_are_scored(host: ByteLevel, source: str) -> None:
+    template = Template.parse(source)
+    shown = host.encode(template.text({"n": ""}, "great"))
+    scored = word_ids(host, "great", spaced=template.spaced)  # type: ignore[arg-type]
+    assert shown[-len(scored) :] == scored
+
+
+def test_empty_texts_say_nothing_and_texts_side_by_side_are_one() -> None:
+    parts = [{"field": "n"}, {"text": " is"}, {"text": " "}, {"text": ""}, {"answer": True}, {"text": ""}]
+    template = Template.from_parts(parts)
+    assert template.parts == Template.parse("{n} is {answer}").parts and template.spaced
+    assert Template.from_parts([{"field": "n"}, {"text": ""}, {"answer": True}]).spaced
+
+
+def test_a_question_about_nothing_says_what_to_change() -> None:
+    lm = toy_lm()
+    assert lm.bos_ids == () and lm.encode("") == []
+    empty = Template.parse("{text} {answer}").fill({"text": ""}, lm, where="record 7")
+    with pytest.raises(ConfigError, match=r"record 7: template reads nothing to this LM.*text before \{answer\}"):
+        _ = empty.row
+    shown = Demonstrations([{"text": "the cat", "label": "pos"}, {"text": "a king", "label": "neg"}], k=1)
+    words = Verbalizer({"pos": "blue", "neg": "red"})
+    for calibration in (ContextualCalibration(), DomainPMI()):
+        with pytest.raises(ConfigError, match=r"content-free input: .*other calibration texts or a premise"):
+            Prompt(Template.parse("{text} {answer}"), words, calibration=calibration).classify(lm, [RECORD])
+        Prompt(Template.parse("{text} is {answer}"), words, calibration=calibration).classify(lm, [RECORD])
+        # Behind a demonstration of its own, a question about nothing is one.
+        asked = Prompt(Template.parse("{text} {answer}"), words, demonstrations=shown)
+        assert all(one.row for one in asked.fill(lm, [{"text": ""}]))
