@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from frozenlm.prompting.classify import accuracy, label_place
+from frozenlm.prompting.demonstrations import check_shown
 from frozenlm.saved_bytes import saved_bytes
 from frozenlm.training import fit
 from pipelines import build_prompting
@@ -33,8 +34,8 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
     """Train on the task's train split and save into the workspace. The dev split chooses the best step.
 
     Raises:
-        ConfigError: nothing is learned, no training block, no such split, a damaged record, or a word that the LM
-            cannot write.
+        ConfigError: nothing is learned, no training block, no such split, a damaged record, a word that the LM
+            cannot write, or demonstrations that do not fit.
         FrozenViolationError: the LM changed.
     """
     block, training = config.prompting, config.training
@@ -56,13 +57,16 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
     labels, name = prompt.verbalizer.labels, task_spec(config.task).label
     with torch.no_grad():
         filled = prompt.fill(host, train)
+    check_shown(filled)
     examples: list[Question] = [
         (one, label_place(record, name, labels, f"record {record['id']}"))
         for one, record in zip(filled, train, strict=True)
     ]
-    cut = sum(one.cut > 0 for one in filled)
+    cut, dropped = sum(one.cut > 0 for one in filled), sum(one.dropped for one in filled)
     if cut:
         log(f"too long, of {len(train)} inputs: {cut} cut")
+    if dropped:
+        log(f"{dropped} demonstrations of {len(train)} inputs dropped, for which there is no room")
     folder = module_folder(config, block.name)
     run = folder.parent / f"{block.name}.run"
     kept = KeptBytes(run, restart=restart)
@@ -107,6 +111,7 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
         "trained_parameters": _count(learned),
         "examples": len(train),
         "inputs_cut": cut,
+        "demonstrations_dropped": dropped,
         **of_loop(result),
         **of_steps(result, kept, learned, log),
         "lm_weights_changed": host.verify().changed,

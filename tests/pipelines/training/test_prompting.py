@@ -104,6 +104,29 @@ def test_another_template_or_other_labels_are_refused(world: Path) -> None:
             pipeline("the cat is red")
 
 
+def test_a_slot_of_another_length_or_other_words_around_it_are_refused(world: Path) -> None:
+    train(configured(world, SOFT, steps=2))
+    for template, words in (
+        ("{soft:lead*8} {text} answer {answer}", "2 vectors in the soft slot 'lead'; the template has 8"),
+        ("{soft:lead*2} {text} colour {answer}", "was trained in the template"),
+    ):
+        config = configured(world, {"templates": [template]})
+        with Pipeline.from_config(config) as pipeline, pytest.raises(CheckpointError, match=words):
+            pipeline("the cat is red")
+
+
+def test_demonstrations_that_do_not_fit_are_counted_or_refused(world: Path) -> None:
+    asked = {"templates": ["{text} {answer}"], "verbalizer": "soft"}  # "the cat is red red \n" is 6 tokens
+    said: list[str] = []
+    summary = train(configured(world, asked | {"demonstrations": SHOWN | {"budget": 6}}, steps=1), log=said.append)
+    assert summary["demonstrations_dropped"] == len(COLOURS)
+    assert f"{len(COLOURS)} demonstrations of {len(COLOURS)} inputs dropped, for which there is no room" in said
+    none = configured(world, asked | {"name": "none", "demonstrations": SHOWN | {"budget": 5}}, steps=1)
+    with pytest.raises(ConfigError, match=f"not one of the {2 * len(COLOURS)} demonstrations"):
+        train(none)
+    assert not (world / "work" / "modules" / "none.run").exists()
+
+
 def test_an_evaluation_belongs_to_what_was_learned(world: Path) -> None:
     config = configured(world, {"verbalizer": "soft"}, steps=2)
     train(config)
