@@ -9,6 +9,7 @@ from pipelines.config import (
     Classification,
     ClosedBook,
     FrozenReader,
+    MethodComparison,
     Multitask,
     NeuralRecursion,
     PromptingJob,
@@ -32,11 +33,17 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
 
     Returns:
         A summary: `module` (folder), `steps`, `best_step`, `best_score`, `examples`, `lm_weights_changed` and more by
-        kind.
+        kind. Of tasks: `trained_parameters`, what the optimizer moves at most, and `kept_parameters`, what the saved
+        module needs to be served.
 
     Raises:
-        ConfigError: nothing to train in this config.
+        ConfigError: nothing to train in this config, or a comparison of methods.
     """
+    if isinstance(config, MethodComparison):
+        raise ConfigError(
+            "a comparison of methods is trained by `frozenlm compare-methods CONFIG --out DIR`; what it would train "
+            "`frozenlm train CONFIG --dry-run` shows"
+        )
     if isinstance(config, PromptingJob) and not config.prompting.learns:
         raise ConfigError(NOTHING_TO_TRAIN)
     if getattr(config, "training", None) is None:

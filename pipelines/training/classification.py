@@ -20,7 +20,7 @@ from pipelines.errors import ConfigError
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.settings import loop_settings
-from pipelines.training.summary import of_loop, of_steps
+from pipelines.training.summary import kept_parameters, of_loop, of_steps, trained_parameters
 
 
 def train_classification(config: c.Classification, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -39,7 +39,8 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
     encoder = frozen_encoder(config.encoder)
     tuned: Any = new_tuned(config, encoder, labels)
     what = "head alone" if config.delta is None else f"head and {config.delta.kind}"
-    log(f"{what}: {sum(p.numel() for p in tuned.parameters()):,} trained parameters")
+    trained = trained_parameters(tuned)
+    log(f"{what}: {trained:,} trained parameters")
     folder = module_folder(config, config.name)
     kept = KeptBytes(folder.parent / f"{config.name}.run", restart=restart)
 
@@ -93,7 +94,8 @@ def train_classification(config: c.Classification, *, restart: bool, log: Log) -
     log(f"saved: {folder}")
     return {
         "module": str(folder),
-        "trained_parameters": sum(p.numel() for p in tuned.parameters()),
+        "trained_parameters": trained,
+        "kept_parameters": kept_parameters(folder),
         "examples": len(train),
         "inputs_cut": encoder.truncated - cut_before,
         **of_loop(result),

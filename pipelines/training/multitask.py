@@ -32,7 +32,7 @@ from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.phases import fit_in_phases
 from pipelines.training.prompt_pretraining import begun
 from pipelines.training.settings import loop_settings
-from pipelines.training.summary import of_steps, summary
+from pipelines.training.summary import kept_parameters, of_steps, summary, trained_parameters
 
 
 def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         counts = ", ".join(f"{name} {count}" for name, count in cut.items())
         log(f"too long, of {len(known)} different inputs: {counts}")
     asked = {row.id: coder.scored(row) for rows in dev.values() for row in rows}
-    log(f"{block.kind}: {_trained(module):,} trained parameters")
+    trained = trained_parameters(module)
+    log(f"{block.kind}: {trained:,} trained parameters")
 
     folder = module_folder(config, block.name)
     kept = KeptBytes(folder.parent / f"{block.name}.run", restart=restart)
@@ -144,7 +145,8 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     log(f"saved: {folder}")
     return {
         "module": str(folder),
-        "trained_parameters": _trained(module),
+        "trained_parameters": trained,
+        "kept_parameters": kept_parameters(folder, module),
         "examples": len(examples),
         "inputs": len(known),
         **cut,
@@ -152,10 +154,6 @@ def train_multitask(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
         **of_steps(result, kept, module, log),
         "encoder_weights_changed": encoder.verify().changed if encoder is not None else None,
     }
-
-
-def _trained(module: Any) -> int:
-    return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
 def _encoded(coder: RowEncoder, rows: Sequence[TaskRow]) -> dict[str, Example]:

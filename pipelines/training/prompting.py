@@ -21,7 +21,7 @@ from pipelines.config_tasks import task_spec
 from pipelines.errors import ConfigError
 from pipelines.training.kept_bytes import KeptBytes
 from pipelines.training.settings import loop_settings
-from pipelines.training.summary import of_loop, of_steps
+from pipelines.training.summary import kept_parameters, of_loop, of_steps, trained_parameters
 
 if TYPE_CHECKING:
     from frozenlm.prompting.filled import Filled
@@ -50,7 +50,8 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
     host = build_prompting.host(config)
     encoder = frozen_encoder(config.encoder) if config.encoder is not None and block.needs_encoder else None
     learned = build_prompting.new_learned(config, host)
-    log(f"{' and '.join(name for name, _ in learned.named_children())}: {_count(learned):,} trained parameters")
+    trained = trained_parameters(learned)
+    log(f"{' and '.join(name for name, _ in learned.named_children())}: {trained:,} trained parameters")
     asked = build_prompting.ensemble(config, lambda: encoder.vectors, learned)  # type: ignore[union-attr]
     (prompt,) = asked.members
     learned.to(host.device)
@@ -108,7 +109,8 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
     log(f"saved: {folder}")
     return {
         "module": str(folder),
-        "trained_parameters": _count(learned),
+        "trained_parameters": trained,
+        "kept_parameters": kept_parameters(folder),
         "examples": len(train),
         "inputs_cut": cut,
         "demonstrations_dropped": dropped,
@@ -116,10 +118,6 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
         **of_steps(result, kept, learned, log),
         "lm_weights_changed": host.verify().changed,
     }
-
-
-def _count(learned: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in learned.parameters())
 
 
 def _digest(records: Sequence[build_prompting.Record]) -> str:

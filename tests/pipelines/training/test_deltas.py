@@ -64,7 +64,7 @@ def test_diff_pruning_is_two_runs(tmp_path: Path) -> None:
     summary = train(config)
     assert summary["steps"] == 4 + 2  # retrain is half of the steps
     tensors, _ = load_module(tmp_path / "work" / "modules" / "d", kind="diff_pruning")
-    assert set(tensors) == {"values", "index"} and len(tensors["values"]) == summary["trained_parameters"]
+    assert set(tensors) == {"values", "index"} and len(tensors["values"]) == summary["kept_parameters"]
     assert [entry["step"] for entry in summary["history"] if "score" in entry] == [2, 4, 6]
     again = train(config)
     assert again["saved_bytes"] == summary["saved_bytes"] > 0
