@@ -10,6 +10,7 @@ Several prompts share a batch: `ensemble.py`. What is learned about a prompt (so
 trained with `label_loss`. Shapes: C classes, W words.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from frozenlm.prompting.labels import label_key
 from frozenlm.prompting.scoring import LabelWords, Question, word_scores
 from frozenlm.prompting.soft_slots import SoftSlots
 from frozenlm.prompting.template import Template
+from frozenlm.rows import Segment, row_length
 
 Record = Mapping[str, Any]
 
@@ -62,11 +64,13 @@ class Prompt:
     question_tokens: int | None = None
 
     def fill(self, host: PromptHost, records: Sequence[Record]) -> list[Filled]:
-        """What the host reads for each record. The record is fitted first; demonstrations take the room that is left.
+        """What the host reads for each record. The record is fitted first; demonstrations take the room that is left,
+        by the record or by the longest content-free text that they are to stand in front of too.
 
-        Raises: as `Template.fill` and `Demonstrations.chosen`.
+        Raises: as `Template.fill` and `Demonstrations.chosen`; ConfigError for a content-free text that does not fit.
         """
         room = self._room(host)
+        blanks = self._blanks(host)
         own = min((limit for limit in (room, self.question_tokens) if limit is not None), default=None)
         places = [_place(n, record) for n, record in enumerate(records)]
         filled = [self._filled(host, self.template, *one, own) for one in zip(records, places, strict=True)]
@@ -74,10 +78,14 @@ class Prompt:
             return filled
         chosen = self.demonstrations.chosen(records, self.template)
         shown = self.demonstrations.shown(host, self.template, self.verbalizer)
+        behind = self.calibration is not None and self.calibration.demonstrations
+        nothing = max((self._columns(host, blank) for blank in blanks), default=0) if behind else 0
         found = []
         for one, ranked, where in zip(filled, chosen, places, strict=True):
-            left = None if room is None else room - one.length - self._reserve(host, one.spaced)
-            prefix, dropped = shown.prefix(ranked, left, where=where)
+            asked = self._columns(host, one)
+            left = None if room is None else room - max(asked, nothing)
+            name = where if asked >= nothing else f"{where}, asked about nothing"
+            prefix, dropped = shown.prefix(ranked, left, where=name)
             found.append(replace(one, prefix=prefix, dropped=dropped))
         return found
 
@@ -95,17 +103,30 @@ class Prompt:
         return [prediction(self.verbalizer.labels, *pair) for pair in zip(found, filled, strict=True)]
 
     def blanks(self, host: PromptHost, filled: Filled) -> list[Filled]:
-        """The questions about nothing that belong to a question: with the same demonstrations, or with none."""
+        """The questions about nothing that belong to a question: with the same demonstrations, or with none.
+
+        Raises: ConfigError for one that does not fit.
+        """
+        behind = self.calibration is not None and self.calibration.demonstrations
+        return self._blanks(host, filled.prefix if behind else ())
+
+    def _blanks(self, host: PromptHost, prefix: tuple[Segment, ...] = ()) -> list[Filled]:
+        """Uncut, since a content-free text with a piece missing would be another one."""
         if self.calibration is None:
             return []
-        prefix = filled.prefix if self.calibration.demonstrations else ()
-        room = self._room(host)
-        left = None if room is None else room - sum(map(len, prefix))
-        blanks = self.calibration.blanks(self.template)
-        return [
-            replace(self._filled(host, template, record, "content-free input", left), prefix=prefix)
-            for template, record in blanks
-        ]
+        room, found = self._room(host), []
+        for template, record in self.calibration.blanks(self.template):
+            one = replace(self._filled(host, template, record, "content-free input", sys.maxsize), prefix=prefix)
+            needed, shown = self._columns(host, one), row_length(prefix)
+            if room is not None and needed > room:
+                text = "".join(f" {value!r:.40}" for value in list(record.values())[:1])
+                raise ConfigError(
+                    f"calibration: {template.name}{text} takes {needed} tokens, {shown} of them demonstrations; the "
+                    f"room is {room}; take a shorter premise or content-free text, fewer demonstrations, or more "
+                    "max_tokens"
+                )
+            found.append(one)
+        return found
 
     def _filled(
         self, host: PromptHost, template: Template, record: Record, where: str, room: int | None = None
@@ -118,6 +139,10 @@ class Prompt:
             reserve=self._reserve(host, template.spaced),
             where=where,
         )
+
+    def _columns(self, host: PromptHost, filled: Filled) -> int:
+        """Of the row with its longest word."""
+        return filled.length + self._reserve(host, filled.spaced)
 
     def _room(self, host: PromptHost) -> int | None:
         return host.window if self.max_tokens is None else self.max_tokens
@@ -200,13 +225,14 @@ def filled_loss(
 
 
 def accuracy(predictions: Sequence[Prediction], records: Sequence[Record], *, label: str = "label") -> float:
-    """Share of records whose label was found."""
+    """Share of records whose label was found.
+
+    Raises: ConfigError for other than one prediction a record, no records, or a record without a label.
+    """
     if not records or len(predictions) != len(records):
         raise ConfigError(f"{len(predictions)} predictions for {len(records)} records; expected one each, at least one")
-    hits = [
-        one.label == label_key(record[label], where="record") for one, record in zip(predictions, records, strict=True)
-    ]
-    return sum(hits) / len(hits)
+    wanted = [_label(record, label, f"record {n}") for n, record in enumerate(records)]
+    return sum(one.label == key for one, key in zip(predictions, wanted, strict=True)) / len(wanted)
 
 
 def label_place(record: Record, field: str, labels: Sequence[str], where: str) -> int:
@@ -214,12 +240,16 @@ def label_place(record: Record, field: str, labels: Sequence[str], where: str) -
 
     Raises: ConfigError for a record without a label, or with one that is not known.
     """
-    if field not in record:
-        raise ConfigError(f"{where} has no field {field!r}; it has {', '.join(map(str, record))}")
-    key = label_key(record[field], where=where)
+    key = _label(record, field, where)
     if key not in labels:
         raise ConfigError(f"{where} has the label {key!r}; the verbalizer knows {', '.join(map(repr, labels))}")
     return list(labels).index(key)
+
+
+def _label(record: Record, field: str, where: str) -> str:
+    if field not in record:
+        raise ConfigError(f"{where} has no field {field!r}; it has {', '.join(map(str, record))}")
+    return label_key(record[field], where=where)
 
 
 def prediction(labels: Sequence[str], found: Tensor, filled: Filled) -> Prediction:

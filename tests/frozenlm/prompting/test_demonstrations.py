@@ -1,5 +1,6 @@
 """In-context learning: which demonstrations, never the query, a budget of whole ones, and one reading of a prefix."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from frozenlm.errors import ConfigError
 from frozenlm.memory import Memory
-from frozenlm.prompting.calibration import ContextualCalibration
+from frozenlm.prompting.calibration import Calibration, ContextualCalibration, DomainPMI
 from frozenlm.prompting.classify import Prompt, probabilities
 from frozenlm.prompting.demonstrations import Demonstrations
 from frozenlm.prompting.ensemble import Ensemble
@@ -218,6 +219,48 @@ def test_calibration_may_leave_the_demonstrations_out() -> None:
     quotient = {label: raw.probabilities[label] / blank.probabilities[label] for label in words}
     expected = {label: value / sum(quotient.values()) for label, value in quotient.items()}
     assert prompt.classify(lm, QUERIES[:1])[0].probabilities == pytest.approx(expected, abs=1e-5)
+
+
+PREMISE = "the cat sat on the mat of the river " * 3
+BLANKS = {"pmi": DomainPMI(PREMISE), "texts": ContextualCalibration(["a", PREMISE])}
+
+
+@pytest.mark.parametrize("make", [toy_lm, toy_masked_lm, toy_sentinel_lm], ids=["gpt2", "bert", "t5"])
+@pytest.mark.parametrize("verbalizer", [WORDS, LONG], ids=["single", "long"])
+@pytest.mark.parametrize("calibration", BLANKS.values(), ids=BLANKS)
+def test_demonstrations_leave_room_for_what_calibration_asks(
+    make, verbalizer: Verbalizer, calibration: Calibration
+) -> None:
+    host = make()
+    prompt = Prompt(TEMPLATE, verbalizer, demonstrations=demos(k=7), calibration=calibration, max_tokens=60)
+    [filled] = prompt.fill(host, QUERIES[:1])
+    [plain] = replace(prompt, calibration=None).fill(host, QUERIES[:1])
+    assert 0 < len(filled.prefix) < len(plain.prefix)
+    blanks, spare = prompt.blanks(host, filled), 2 * (verbalizer is LONG and host.kind != "encoder-decoder")
+    assert all(one.cut == 0 and one.length + spare <= 60 and one.prefix == filled.prefix for one in blanks)
+    longest = max(row_length([one]) for one in plain.prefix)
+    assert max(one.length for one in blanks) + spare + longest > 60  # no more was dropped than had to be
+    assert prompt.classify(host, QUERIES[:1])[0].dropped == filled.dropped
+    apart = replace(prompt, calibration=replace(calibration, demonstrations=False))
+    assert apart.fill(host, QUERIES[:1])[0].prefix == plain.prefix
+
+
+@pytest.mark.parametrize("calibration", BLANKS.values(), ids=BLANKS)
+def test_a_content_free_text_that_does_not_fit_is_said_before_anything_is_scored(calibration: Calibration) -> None:
+    lm = toy_lm()
+    for shown in (None, demos()):
+        prompt = Prompt(TEMPLATE, WORDS, demonstrations=shown, calibration=calibration, max_tokens=12)
+        with pytest.raises(
+            ConfigError, match=r"calibration: .* tokens, 0 of them .* the room is 12; take a shorter pr"
+        ):
+            prompt.fill(lm, QUERIES)
+    fits = Prompt(TEMPLATE, WORDS, demonstrations=demos(), calibration=calibration, max_tokens=60)
+    [filled] = fits.fill(lm, QUERIES[:1])
+    with pytest.raises(ConfigError, match="fewer demonstrations"):
+        fits.blanks(lm, replace(filled, prefix=filled.prefix * 4))
+    strict = replace(fits, demonstrations=demos(k=7, over_budget="error"))
+    with pytest.raises(ConfigError, match="record 0, asked about nothing: its 7 demonstrations"):
+        strict.fill(lm, QUERIES[:1])
 
 
 def test_an_encoders_vectors_will_do() -> None:

@@ -153,6 +153,8 @@ def test_accuracy() -> None:
     found = Prompt(LAST, Verbalizer(SINGLE)).classify(toy_lm(), RECORDS)
     right = sum(one.label == record["label"] for one, record in zip(found, RECORDS, strict=True))
     assert accuracy(found, RECORDS) == pytest.approx(right / 3)
+    with pytest.raises(ConfigError, match="record 2 has no field 'label'; it has text"):
+        accuracy(found, [*RECORDS[:2], {"text": "a"}])
 
 
 @pytest.mark.parametrize(
