@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.build import Log
+from pipelines.config_deltas import AttentionPrefix as PrefixBlock
 from pipelines.config_deltas import PartialLayers
 from pipelines.errors import CheckpointError
 
@@ -88,6 +89,7 @@ def check_asked_for(module: Any, block: DeltaBlock, host: Host, where: Path) -> 
 
 def _asked(block: DeltaBlock, host: Host) -> dict[str, Any]:
     """What decides how the trained numbers are read, with what `create` chooses for itself filled in."""
+    from frozenlm.attention_places import places
     from frozenlm.deltas.adapter import usual_scale
     from frozenlm.deltas.lora import PeftDelta
     from frozenlm.deltas.peft_methods import choose_targets
@@ -95,6 +97,8 @@ def _asked(block: DeltaBlock, host: Host) -> dict[str, Any]:
     asked = {name: value for name, value in block.sizes().items() if name not in _ONLY_TRAINING}
     if delta_class(block.kind) is PeftDelta:  # type: ignore[attr-defined]
         asked["targets"] = sorted(choose_targets(host.model, asked["method"], asked.get("targets")))
+    if isinstance(block, PrefixBlock):
+        asked["places"] = sorted(block.places or places(host.model))
     if asked.get("scale", 0) is None:
         asked["scale"] = usual_scale(asked["form"])
     return asked
@@ -102,6 +106,7 @@ def _asked(block: DeltaBlock, host: Host) -> dict[str, Any]:
 
 def _held(module: Any, where: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     from frozenlm.checkpoint import MODULE_FILE
+    from frozenlm.deltas.attention_prefix import AttentionPrefix
     from frozenlm.deltas.intrinsic_dimension import IntrinsicDimension
     from frozenlm.deltas.lora import PeftDelta
 
@@ -112,6 +117,8 @@ def _held(module: Any, where: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     card = where / MODULE_FILE
     held: dict[str, Any] = json.loads(card.read_bytes())["config"] if card.exists() else {}
     held |= {name: getattr(module, name) for name in ("length", "position_offset") if hasattr(module, name)}
+    if isinstance(module, AttentionPrefix):
+        held["places"] = sorted(module())
     if isinstance(module, IntrinsicDimension):
         held["dimension"] = sum(p.numel() for p in module.parameters())
     return held

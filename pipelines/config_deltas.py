@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Discriminator, Field
+from pydantic import Discriminator, Field, field_validator
 
 from pipelines.config_values import Block, Name, Positive, Rate
 
@@ -105,34 +105,58 @@ class BitFit(DeltaBlock):
     extra: bool = False
 
 
-class PrefixTuning(DeltaBlock):
-    """Prefix tuning (arXiv 2101.00190): `length` keys and values in front of every layer's own, which begin at those of
-    `init`, a text."""
+class RandomNumbers(Block):
+    """A prefix that begins at numbers drawn from N(0, `scale`^2)."""
+
+    kind: Literal["random"]
+    scale: Rate = 0.02
+
+
+class Zeros(Block):
+    """A prefix that begins at keys and values of 0, which is not the same as no prefix."""
+
+    kind: Literal["zeros"]
+
+
+class AttentionPrefix(DeltaBlock):
+    """What prefix tuning and P-tuning v2 have: `length` keys and values in front of every layer's own, at `places` (all
+    that the model has: of an encoder-decoder its encoder, its decoder and the cross-attention between them), which
+    begin at those of `init`, a text, or at numbers that are random or zeros."""
+
+    length: Positive = 20
+    position_offset: bool = True
+    init: Annotated[str, Field(min_length=1)] | Annotated[RandomNumbers | Zeros, Discriminator("kind")] | None = None
+    # Left out where nothing is chosen, as in what runs and comparisons remember of configs without it.
+    places: Annotated[list[Literal["encoder", "decoder", "cross"]], Field(min_length=1)] | None = Field(
+        None, exclude_if=lambda places: places is None
+    )
+
+    @field_validator("places")
+    @classmethod
+    def _each_once(cls, places: list[str] | None) -> list[str] | None:
+        if places is not None and len(set(places)) < len(places):
+            raise ValueError(f"places are {', '.join(places)}; name each once")
+        return places
+
+    def sizes(self) -> dict[str, Any]:
+        """With `init` as an initialiser."""
+        return super().sizes() | {"init": _initializer(self.init)}
+
+
+class PrefixTuning(AttentionPrefix):
+    """Prefix tuning (arXiv 2101.00190): keys and values that come out of a network while they are trained, or with
+    `reparametrise: false` are trained themselves."""
 
     kind: Literal["prefix_tuning"]
-    length: Positive = 20
     reparametrise: bool = True
     embedding_size: Positive | None = None
     middle_size: Positive = 512
-    position_offset: bool = True
-    init: Annotated[str, Field(min_length=1)] | None = None
-
-    def sizes(self) -> dict[str, Any]:
-        """With the text as an initialiser."""
-        return super().sizes() | {"init": _from_text(self.init)}
 
 
-class PTuningV2(DeltaBlock):
+class PTuningV2(AttentionPrefix):
     """P-tuning v2 (arXiv 2110.07602): prefix tuning without a network around it."""
 
     kind: Literal["p_tuning_v2"]
-    length: Positive = 20
-    position_offset: bool = True
-    init: Annotated[str, Field(min_length=1)] | None = None
-
-    def sizes(self) -> dict[str, Any]:
-        """With the text as an initialiser."""
-        return super().sizes() | {"init": _from_text(self.init)}
 
 
 class DiffPruning(DeltaBlock):
@@ -219,12 +243,14 @@ class FullCopy(DeltaBlock):
     kind: Literal["full_copy"]
 
 
-def _from_text(text: str | None) -> Any:
-    if text is None:
+def _initializer(init: str | RandomNumbers | Zeros | None) -> Any:
+    if init is None:
         return None
-    from frozenlm.deltas.prefix_initializers import from_real_text
+    from frozenlm.deltas.prefix_initializers import from_real_text, random_numbers, zeros
 
-    return from_real_text(text)
+    if isinstance(init, str):
+        return from_real_text(init)
+    return zeros() if isinstance(init, Zeros) else random_numbers(init.scale)
 
 
 Delta = Annotated[

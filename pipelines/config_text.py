@@ -43,9 +43,9 @@ class PlainText(Loop):
 class PromptPretraining(PlainText):
     """Pre-training of a soft prompt on plain text (PPT, arXiv 2109.04332), with the length, position and init of the
     config's `prompt`, whose training then begins from it. `continuation`: of every window of `context` + `answer`
-    (32) tokens the last ones are predicted. `next_sentence`: does a sentence follow another, come from the same text, or
-    from another; asked as `wording` says, and answered with `labels`. `dev_examples` are held out and choose the best
-    step. `name` is the module's folder in the workspace."""
+    tokens the last ones are predicted, 32 if not said. `next_sentence`: does a sentence follow another, come from the
+    same text, or from another; asked as `wording` says, and answered with `labels`. `dev_examples` are held out and
+    choose the best step. `name` is the module's folder in the workspace."""
 
     name: Name = "prompt_pretrained"
     objective: Literal["continuation", "next_sentence"] = "continuation"

@@ -115,7 +115,7 @@ def _bitfit(block: d.BitFit, model: Any) -> DeltaSizes:
 
 
 def _prefix_tuning(block: d.PrefixTuning, model: Any) -> DeltaSizes:
-    layers = places_of(model)
+    layers = places_of(model, block.places)
     width = block.embedding_size or model.get_input_embeddings().embedding_dim
     sizes = {"embedding_size": width, "middle_size": block.middle_size}
     trained = prefix_tuning.parameter_count(layers, block.length, reparametrise=block.reparametrise, **sizes)
@@ -123,7 +123,7 @@ def _prefix_tuning(block: d.PrefixTuning, model: Any) -> DeltaSizes:
 
 
 def _p_tuning_v2(block: d.PTuningV2, model: Any) -> DeltaSizes:
-    count = p_tuning_v2.parameter_count(places_of(model), block.length)
+    count = p_tuning_v2.parameter_count(places_of(model, block.places), block.length)
     return DeltaSizes(count, count)
 
 

@@ -7,7 +7,7 @@ evenly, and a prefix leaves the text's positions as they are, since neither chan
 Shapes: N weights covered, n of them trained, d numbers of a subspace.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from frozenlm.deltas.flat import Flat, base, count_of
 from frozenlm.deltas.intrinsic_dimension import IntrinsicDimension
 from frozenlm.deltas.lora import PeftDelta
 from frozenlm.deltas.p_tuning_v2 import PTuningV2
+from frozenlm.deltas.prefix_parameters import chosen_places
 from frozenlm.deltas.prefix_tuning import MIDDLE, PrefixTuning
 from frozenlm.deltas.projections import FACTOR_BITS, SMALLEST_BLOCK
 from frozenlm.deltas.random_subset import RandomSubset
@@ -144,7 +145,7 @@ def _hadamard(x: Tensor) -> Tensor:
 
 
 class Prefix(nn.Module):
-    """Prefixes at every place of a model, trained themselves or put out by a network each."""
+    """Prefixes at places of a model, trained themselves or put out by a network each."""
 
     def __init__(self, sizes: dict[Any, Layers], length: int, network: tuple[int, int] | None = None) -> None:
         super().__init__()
@@ -175,14 +176,14 @@ class Prefix(nn.Module):
         return flat.view(self.length, one.count, 2, one.heads, one.head_size).permute(1, 2, 0, 3, 4)
 
 
-def places_of(model: Any) -> dict[Any, Layers]:
-    """Where prefixes can stand in a model without weights.
+def places_of(model: Any, where: Sequence[Any] | None = None) -> dict[Any, Layers]:
+    """Where prefixes can stand in a model without weights, or those of these places that are asked for.
 
     Raises:
-        ConfigError: as `attention_places.places`.
+        ConfigError: as `attention_places.places`, or a place that the model does not have.
     """
     with _NothingHidden():
-        return places(model)
+        return chosen_places(places(model), where)
 
 
 def fastfood_block(dimension: int) -> int:
@@ -228,16 +229,17 @@ def _prefix_tuning(
     model: Any,
     *,
     length: int,
+    places: Sequence[Any] | None = None,
     reparametrise: bool = True,
     embedding_size: int | None = None,
     middle_size: int = MIDDLE,
 ) -> Prefix:
     width = embedding_size if embedding_size is not None else model.get_input_embeddings().embedding_dim
-    return Prefix(places_of(model), length, (width, middle_size) if reparametrise else None)
+    return Prefix(places_of(model, places), length, (width, middle_size) if reparametrise else None)
 
 
-def _p_tuning_v2(model: Any, *, length: int) -> Prefix:
-    return Prefix(places_of(model), length)
+def _p_tuning_v2(model: Any, *, length: int, places: Sequence[Any] | None = None) -> Prefix:
+    return Prefix(places_of(model, places), length)
 
 
 _WITHOUT_SHAPE = ("init", "position_offset")

@@ -36,15 +36,24 @@ def started_prefixes(
     """
     if type(length) is not int or length < 1:
         raise ConfigError(f"a prefix has at least 1 key a layer, got length {length!r}")
-    sizes = places(host.model)
-    if where is not None and (not where or isinstance(where, str) or not set(where) <= set(sizes)):
-        raise ConfigError(f"places is {where!r}; this model has {', '.join(sizes)}")
+    sizes = chosen_places(places(host.model), where)
     made = (init or from_real_text())(host, length, torch.Generator().manual_seed(seed))
-    for place in where or tuple(sizes):
+    for place in sizes:
         if place not in made or tuple(made[place].shape) != sizes[place].shape(length):
             got = list(made[place].shape) if place in made else "nothing"
             raise ShapeError(f"the initialiser made {got} for {place}; expected {list(sizes[place].shape(length))}")
-    return {place: made[place] for place in where or tuple(sizes)}
+    return {place: made[place] for place in sizes}
+
+
+def chosen_places(sizes: Mapping[Place, Layers], where: Sequence[Place] | None) -> dict[Place, Layers]:
+    """Of a model's places those asked for, in their order (None: all).
+
+    Raises:
+        ConfigError: none, or one that the model does not have.
+    """
+    if where is not None and (not where or isinstance(where, str) or not set(where) <= set(sizes)):
+        raise ConfigError(f"places is {where!r}; this model has {', '.join(sizes)}")
+    return {place: sizes[place] for place in where or tuple(sizes)}
 
 
 def checked_prefixes(prefixes: Prefixes) -> dict[Place, Tensor]:

@@ -65,7 +65,8 @@ def text_examples(
     soft_tokens: of the prompt that will stand beside, for which the LM's window needs room
 
     Raises: ConfigError for an unknown objective, sizes below 1 or past the window (with the answer, or the longest
-        label and its end), a wording without its slots, or labels that are not three different ones; for texts that give no example.
+        label and its end), a wording without its slots, or labels that are not three different ones; for texts that
+        give no example.
     """
     _check(lm, objective, context, answer, wording, labels, soft_tokens)
     if objective == "continuation":

@@ -33,6 +33,8 @@ MORE: list[dict[str, Any]] = [
     {"kind": "lora", "rank": 3, "targets": "all"},
     {"kind": "bitfit", "which": "all", "norms": False, "extra": True},
     {"kind": "prefix_tuning", "length": 2, "reparametrise": False},
+    {"kind": "prefix_tuning", "length": 2, "init": {"kind": "random"}},
+    {"kind": "p_tuning_v2", "length": 2, "init": {"kind": "zeros"}},
     {"kind": "diff_pruning", "structured": None, "targets": "blocks"},
     {"kind": "intrinsic_dimension", "dimension": 9, "scales": None, "projection": "dense", "targets": "attention"},
 ]
@@ -140,6 +142,21 @@ def test_a_prefix_of_an_encoder_decoder_stands_at_three_places() -> None:
     assert tuned.body.token == alone.body.token + more
     assert tuned.decoder.token == alone.decoder.token + 2 * more  # its own keys, and those of the encoder's output
     assert tuned.crossing == alone.crossing
+
+
+@pytest.mark.parametrize("chosen", [["decoder"], ["encoder", "cross"], ["cross"]])
+@pytest.mark.parametrize("kind", ["prefix_tuning", "p_tuning_v2"])
+def test_only_the_places_asked_for_are_counted(kind: str, chosen: list[str]) -> None:
+    lm = toy_lm("bart")
+    model = meta_model(lm.model.config, "lm")
+    block = block_of({"kind": kind, "length": 5, "places": chosen})
+    assert delta_sizes(block, model).trained == count(new_delta(block, lm, 0))
+    assert delta_sizes(block, model).served == len(chosen) * LAYERS * 2 * 5 * H
+    alone, tuned = ModelShape.of_lm(model), with_delta(block, model, ModelShape.of_lm(model))
+    more = LAYERS * 2 * 2 * 5 * H
+    assert tuned.decoder is not None and alone.decoder is not None
+    assert tuned.body.token == alone.body.token + ("encoder" in chosen) * more
+    assert tuned.decoder.token == alone.decoder.token + len({"decoder", "cross"} & set(chosen)) * more
 
 
 @pytest.mark.parametrize("delta", test_classification.DELTAS, ids=lambda d: "head" if d is None else d["kind"])
