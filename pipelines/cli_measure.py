@@ -105,8 +105,9 @@ def compare_methods(
 
     from pipelines import show
     from pipelines.comparison.figures import figures
+    from pipelines.comparison.results import in_order, read_results
     from pipelines.comparison.runs import compare_methods as run
-    from pipelines.comparison.runs import part_of, read_results
+    from pipelines.comparison.runs import part_of
     from pipelines.comparison.show import comparison_table, write_report
     from pipelines.errors import ConfigError
 
@@ -119,6 +120,7 @@ def compare_methods(
     found = read_results(out) if report_only else run(loaded, out, part=part_of(part), log=logger(quiet))
     if not found:
         raise ConfigError(f"{out} has no results yet; run the command without --report")
+    found = in_order(found, loaded)
     for path in write_report(found, out, reference=loaded.reference, title=Path(config).stem):
         logger(quiet)(f"wrote {path}")
     if as_json:

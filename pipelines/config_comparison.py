@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -40,6 +41,8 @@ class ComparedMethod(Block):
             raise ValueError(f"method {self.name!r} is not trained; leave out learning_rates and steps")
         if self.trains and not self.learning_rates:
             raise ValueError(f"method {self.name!r} needs learning_rates, at least one")
+        if len({f"{rate:g}" for rate in self.learning_rates}) < len(set(self.learning_rates)):
+            raise ValueError(f"method {self.name!r} has two learning_rates that are the same in six digits; keep one")
         return self
 
     @property
@@ -79,7 +82,8 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
         pairs: see `MethodComparison`.
 
     Raises:
-        ValueError: nothing to compare, two of one name, a method for another kind of host, or pairs of no task.
+        ValueError: nothing to compare, two of one name or with one folder, a method for another kind of host, or pairs
+            of no task.
     """
     if wrong := [one.name for one in methods if (one.head is None and one.delta is None if encoder else one.head)]:
         host = "an encoder takes deltas and heads" if encoder else "an LM takes prompts, deltas and promptings"
@@ -93,6 +97,12 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
             raise ValueError(f"a method is called {ZERO_SHOT!r}, as the LM without one is; give it another name")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")
+    folders: dict[str, str] = {}
+    for method, task in product(methods, tasks):
+        pair = f"method {method.name!r} on task {task.name!r}"
+        other = folders.setdefault(f"{method.name}-{task.name}", pair)
+        if other != pair:
+            raise ValueError(f"{other} and {pair} would train into the same folder; give one another name")
 
 
 class MethodComparison(Job):

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.comparison.runs import ZERO_SHOT, Result
+from pipelines.comparison.results import Result
+from pipelines.config_comparison import ZERO_SHOT
 
 NORMAL_95 = 1.96  # standard deviations
+STATE_BYTES = 16  # of a trained number
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class MethodFigures:
     spread: standard deviation over seeds of the mean over tasks; None with one seed, or where tasks lack seeds
     interval: 95% of `mean`, over test rows, which the seeds share, and over seeds (our choice: normal, variances added)
     of_reference: mean / mean of the reference
-    trained_parameters: most over the tasks, where heads differ in size
-    share: of the LM's parameters
+    trained_parameters: what the optimizer moves, counted when training begins (in lines of earlier versions, when
+        DiffPruning's gates had closed); most over the tasks, where heads differ in size
+    kept_parameters: what serves it, most over the tasks; None where no line says it
+    share: trained, of the LM's parameters
     seconds_per_step: median; steps alone, without evaluation
     saved_bytes: what a step keeps for its backward pass, most
+    step_bytes: what a step needs beside the frozen weights, most: `saved_bytes`, and for each trained number its value,
+        its gradient and AdamW's two moments in float32, 16 bytes (our count: Adafactor holds less)
     """
 
     method: str
@@ -40,14 +46,16 @@ class MethodFigures:
     interval: tuple[float, float] | None
     of_reference: float | None
     trained_parameters: int
+    kept_parameters: int | None
     share: float
     seconds_per_step: float | None
     saved_bytes: int | None
+    step_bytes: int | None
     learning_rates: dict[str, float]
 
 
 def figures(results: Sequence[Result], reference: str | None = None) -> list[MethodFigures]:
-    """One entry a method, in the order in which they were first run; zero-shot first."""
+    """One entry a method, in the order of the results (see `results.in_order`); zero-shot first."""
     methods = dict.fromkeys([ZERO_SHOT, *(result["method"] for result in results)])
     tasks = list(dict.fromkeys(result["task"] for result in results))
     of = {method: [result for result in results if result["method"] == method] for method in methods}
@@ -58,7 +66,8 @@ def figures(results: Sequence[Result], reference: str | None = None) -> list[Met
 def _method(results: Sequence[Result], tasks: Sequence[str], standard: float | None) -> MethodFigures:
     mean = _mean(results, tasks)
     steps = [result["seconds_per_step"] for result in results if result.get("seconds_per_step")]
-    kept = [result["saved_bytes"] for result in results if result.get("saved_bytes")]
+    saved = [r for r in results if r.get("saved_bytes") is not None]
+    kept = [r["kept_parameters"] for r in results if r.get("kept_parameters") is not None]
     trained = max(result["trained_parameters"] for result in results)
     return MethodFigures(
         method=results[0]["method"],
@@ -69,9 +78,11 @@ def _method(results: Sequence[Result], tasks: Sequence[str], standard: float | N
         interval=_interval(results, tasks),
         of_reference=mean / standard if mean is not None and standard else None,
         trained_parameters=trained,
+        kept_parameters=max(kept, default=None),
         share=trained / results[0]["lm_parameters"],
         seconds_per_step=statistics.median(steps) if steps else None,
-        saved_bytes=max(kept, default=None),
+        saved_bytes=max((r["saved_bytes"] for r in saved), default=None),
+        step_bytes=max((r["saved_bytes"] + STATE_BYTES * r["trained_parameters"] for r in saved), default=None),
         learning_rates={r["task"]: r["learning_rate"] for r in results if "learning_rate" in r},
     )
 
@@ -112,11 +123,13 @@ def transfer(results: Sequence[Result], method: str) -> dict[str, dict[str, floa
 
 
 def curves(results: Sequence[Result], method: str) -> dict[int, float]:
-    """Step -> dev score, the mean over the tasks and seeds that were evaluated at that step."""
-    at: dict[int, list[float]] = {}
+    """Step -> dev score, the mean over tasks of each task's mean over seeds, at the steps where all tasks have one."""
+    tasks = {result["task"] for result in results}
+    at: dict[int, dict[str, list[float]]] = {}
     for result in results:
         if result["method"] == method:
             for entry in result.get("history", []):
-                if "score" in entry:
-                    at.setdefault(int(entry["step"]), []).append(entry["score"])
-    return {step: statistics.mean(scores) for step, scores in sorted(at.items())}
+                if entry.get("score") is not None:
+                    at.setdefault(int(entry["step"]), {}).setdefault(result["task"], []).append(entry["score"])
+    whole = {step: of_tasks for step, of_tasks in sorted(at.items()) if len(of_tasks) == len(tasks)}
+    return {step: statistics.mean(map(statistics.mean, of_tasks.values())) for step, of_tasks in whole.items()}

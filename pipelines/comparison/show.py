@@ -5,49 +5,89 @@ from __future__ import annotations
 import base64
 import html
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from frozenlm.checkpoint import atomic_write_bytes
-from pipelines.comparison.figures import MethodFigures, curves, figures, transfer
-from pipelines.comparison.runs import Result
-from pipelines.errors import MissingExtraError
+from pipelines.comparison.figures import MethodFigures, figures, transfer
+from pipelines.comparison.plots import curves_plot, scores_plot
+from pipelines.comparison.results import Result
 
-CAPTION = "percent: mean ± standard deviation over (n) seeds; of the tasks' mean the 95% interval over rows and seeds"
+CAPTION = (
+    "Percent: mean ± standard deviation over (n) seeds; of the tasks' mean the 95% interval over rows and seeds. "
+    "Trained: what the optimizer moves; kept: what serves it. MiB a step: what it keeps for its backward pass, and 16 "
+    "bytes a trained number (value, gradient, AdamW's two moments)."
+)
+HEADINGS = ("method", "mean", "of reference", "trained", "kept", "of the LM", "s a step", "MiB a step", "MiB kept")
 SCORES, CURVES, PAGE = "scores.png", "curves.png", "comparison.html"
 
 
 def rows(found: Sequence[MethodFigures]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; scores in percent."""
+    """Headings and cells, the tasks last; scores in percent, bytes as they are defined by `MethodFigures`."""
     tasks = list(found[0].tasks) if found else []
-    headings = ["method", *tasks, "mean", "of reference", "trained", "of the LM", "s a step", "MiB kept a step"]
-    return headings, [
+    return [*HEADINGS, *tasks], [
         [
             one.method,
-            *(_over_seeds(one.tasks[task]) for task in tasks),
             _mean(one),
             "-" if one.of_reference is None else f"{100 * one.of_reference:.1f}%",
             f"{one.trained_parameters:,}",
+            "-" if one.kept_parameters is None else f"{one.kept_parameters:,}",
             f"{100 * one.share:.3f}%",
             "-" if one.seconds_per_step is None else f"{one.seconds_per_step:.3f}",
-            "-" if one.saved_bytes is None else f"{one.saved_bytes / 2**20:.0f}",
+            _mebibytes(one.step_bytes),
+            _mebibytes(one.saved_bytes),
+            *(_over_seeds(one.tasks[task]) for task in tasks),
         ]
         for one in found
     ]
 
 
-def comparison_table(results: Sequence[Result], *, reference: str | None, title: str) -> Table:
-    """All methods, one line each."""
+def comparison_table(results: Sequence[Result], *, reference: str | None, title: str) -> Group:
+    """All methods, one line each; the scores of each task in a table of their own."""
     headings, cells = rows(figures(results, reference))
-    table = Table(title=title, caption=CAPTION)
-    for place, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if place == 0 else "right")
-    for line in cells:
-        table.add_row(*line)
-    return table
+    about, tasks = slice(1, len(HEADINGS)), slice(len(HEADINGS), None)
+    parts = [_Columns([line[0], *line[part]] for line in (headings, *cells)) for part in (about, tasks)]
+    return Group(Text(title, style="bold"), *parts, Text(CAPTION, style="dim"))
+
+
+class _Columns:
+    """A table whose columns go on in a further one where the terminal has no room; nothing is cut off.
+
+    lines: of cells, the headings first; the first cell of each is repeated
+    """
+
+    def __init__(self, lines: Iterable[Sequence[str]]) -> None:
+        self._columns = list(zip(*lines, strict=True))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        first, *rest = self._columns
+        yield ""
+        while rest:
+            fits = 1
+            while fits < len(rest) and self._width([first, *rest[: fits + 1]], console, options) <= options.max_width:
+                fits += 1
+            yield self._table([first, *rest[:fits]])
+            yield ""
+            rest = rest[fits:]
+
+    def _width(self, columns: Sequence[Sequence[str]], console: Console, options: ConsoleOptions) -> int:
+        boundless = options.update(max_width=10**6)
+        return Measurement.get(console, boundless, self._table(columns)).maximum
+
+    @staticmethod
+    def _table(columns: Sequence[Sequence[str]]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, show_edge=False)
+        for place, (heading, *_) in enumerate(columns):
+            table.add_column(heading, justify="right" if place else "left", overflow="fold")
+        for line in zip(*(column[1:] for column in columns), strict=True):
+            table.add_row(*line)
+        return table
 
 
 def write_report(results: Sequence[Result], out: Path | str, *, reference: str | None, title: str) -> list[Path]:
@@ -58,7 +98,7 @@ def write_report(results: Sequence[Result], out: Path | str, *, reference: str |
         CheckpointError: a file cannot be written.
     """
     out, found = Path(out), figures(results, reference)
-    pictures = {SCORES: _scores(found), CURVES: _curves(results, found)}
+    pictures = {SCORES: scores_plot(found), CURVES: curves_plot(results, found)}
     for name, figure in pictures.items():
         atomic_write_bytes(out / name, figure)
     atomic_write_bytes(out / PAGE, _page(results, found, pictures, title).encode())
@@ -79,59 +119,8 @@ def _mean(one: MethodFigures) -> str:
     return f"{100 * one.mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def _figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError('drawing a comparison needs matplotlib: pip install "frozenlm[plots]"') from error
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Any) -> bytes:
-    from io import BytesIO
-
-    held = BytesIO()
-    figure.savefig(held, format="png")
-    return held.getvalue()
-
-
-def _scores(found: Sequence[MethodFigures]) -> bytes:
-    """Mean score against the share of parameters that is trained."""
-    figure = _figure(8, 5)
-    axes = figure.add_subplot()
-    for one in found:
-        if one.mean is None:
-            continue
-        if not one.share:
-            axes.axhline(100 * one.mean, linestyle=":", color="grey")
-            axes.annotate(one.method, (1, 100 * one.mean), xycoords=("axes fraction", "data"), ha="right", size=8)
-            continue
-        axes.errorbar(100 * one.share, 100 * one.mean, yerr=100 * (one.spread or 0), fmt="o", capsize=3)
-        axes.annotate(one.method, (100 * one.share, 100 * one.mean), xytext=(5, 4), textcoords="offset points", size=8)
-    axes.set_xscale("log")
-    axes.set_xlabel("trained, % of the LM's parameters")
-    axes.set_ylabel("mean over tasks, %")
-    axes.grid(alpha=0.25)
-    return _png(figure)
-
-
-def _curves(results: Sequence[Result], found: Sequence[MethodFigures]) -> bytes:
-    """Dev score against steps."""
-    figure = _figure(8, 5)
-    axes = figure.add_subplot()
-    for one in found:
-        curve = curves(results, one.method)
-        if curve:
-            axes.plot(list(curve), [100 * score for score in curve.values()], marker=".", label=one.method)
-    axes.set_xlabel("step")
-    axes.set_ylabel("dev score, mean over tasks, %")
-    axes.grid(alpha=0.25)
-    if axes.lines:
-        figure.legend(loc="outside right center", fontsize=8)
-    return _png(figure)
+def _mebibytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**20:.0f}"
 
 
 def _page(results: Sequence[Result], found: Sequence[MethodFigures], pictures: dict[str, bytes], title: str) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from pipelines import cli
 from pipelines.comparison.figures import curves, figures, transfer
-from pipelines.comparison.runs import compare_methods, part_of, read_results, runs
+from pipelines.comparison.results import read_results
+from pipelines.comparison.runs import compare_methods, part_of, runs
 from pipelines.comparison.show import write_report
 from pipelines.errors import ConfigError
 from pipelines.loader import load_config
@@ -90,7 +92,7 @@ def test_two_processes_do_not_run_the_same_part(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with (tmp_path / "out" / "results.jsonl").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process writes"):
+        with pytest.raises(ConfigError, match="another process runs this part"):
             compare_methods(config, tmp_path / "out")
 
 
@@ -115,6 +117,7 @@ def test_around_an_encoder(tmp_path: Path) -> None:
 def result(method: str, task: str, seed: int, score: float, **more: Any) -> dict[str, Any]:
     about = {"name": f"{method}/{task}/{seed}", "method": method, "kind": method, "task": task, "seed": seed}
     about |= {"score": score, "ci95": [score - 0.1, score + 0.1], "trained_parameters": 10, "lm_parameters": 1000}
+    about |= {"learning_rate": 0.1}
     return about | more
 
 
@@ -142,6 +145,9 @@ def test_curves_and_transfer() -> None:
         result("a", "x", 1, 0.7, history=other, transfer={"y": 0.3}),
     ]
     assert curves(results, "a") == pytest.approx({2: 0.3, 4: 0.6})
+    second = [{"step": 2, "score": 0.9}]  # one seed, and one step so far
+    assert curves([*results, result("a", "y", 0, 0.5, history=second)], "a") == pytest.approx({2: (0.3 + 0.9) / 2})
+    assert curves([*results, result("b", "y", 0, 0.5, history=second)], "a") == {}  # "a" has not been run on "y"
     assert transfer(results, "a")["x"] == pytest.approx({"x": 0.6, "y": 0.2})
 
 
@@ -233,7 +239,11 @@ def test_bad_folders_and_lines(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is a file"):
         compare_methods(load_config(comparison(world)), tmp_path / "file")
     whole = result("a", "x", 0, 0.5)
-    for line in ({"name": "a/x/0"}, whole | {"score": "high"}, whole | {"task": None}, [1], "a"):
+    wrong: tuple[dict[str, Any], ...] = ({"score": "high"}, {"task": None}, {"ci95": []}, {"ci95": [0.1, "a"]})
+    wrong += ({"learning_rate": None}, {"lm_parameters": 0}, {"history": [{"score": 1}]}, {"transfer": {"y": None}})
+    wrong += ({"score": math.nan}, {"saved_bytes": "many"}, {"kept_parameters": -1})
+    untold = {key: value for key, value in whole.items() if key != "learning_rate"}
+    for line in ({"name": "a/x/0"}, untold, *(whole | part for part in wrong), [1], "a"):
         (tmp_path / "results.jsonl").write_text(json.dumps(whole) + "\n" + json.dumps(line) + "\n")
         with pytest.raises(ConfigError, match=r"results.jsonl:2: damaged line"):
             read_results(tmp_path)
