@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pipelines import config as c
-from pipelines.build import frozen_lm, module_folder
-from pipelines.config_prompting import Contextual, all_fields, sources
+from pipelines.build import Log, frozen_lm, module_folder
+from pipelines.config_prompting import RENDERED, Contextual, all_fields, check_labels, sources
 from pipelines.config_prompting import Demonstrations as Block
 from pipelines.config_tasks import task_spec
 from pipelines.errors import CheckpointError, ConfigError
@@ -27,7 +27,21 @@ Record = dict[str, Any]
 
 
 def host(config: c.PromptingJob) -> PromptHost:
-    """The frozen LM that is asked, of either kind."""
+    """The frozen LM that is asked, of either kind.
+
+    Raises:
+        ConfigError: `sentinel` for an LM that has no use for it.
+    """
+    found = _host(config)
+    if config.prompting.sentinel and found.kind != "encoder-decoder":
+        kind = "masked" if found.kind == "masked" else "decoder-only"
+        raise ConfigError(
+            f"prompting.sentinel has an encoder-decoder LM answer at its sentinel, and this one is {kind}; leave it out"
+        )
+    return found
+
+
+def _host(config: c.PromptingJob) -> PromptHost:
     if config.lm is not None:
         return frozen_lm(config.lm)
     from frozenlm.prompting.masked import FrozenMaskedLM
@@ -38,16 +52,52 @@ def host(config: c.PromptingJob) -> PromptHost:
     return FrozenMaskedLM.load(block.model, revision=block.revision, dtype=block.dtype, device=block.device)
 
 
-def labelled_records(config: c.PromptingJob, split: str) -> list[tuple[TaskRow, Record]]:
-    """The rows of one split, each with what the templates read of its record: their fields, the label and an id.
+def label_words(task: c.TaskBlock) -> dict[str, str]:
+    """Label of a task -> its word. The answer choices of a promptsource template are labels and words at once.
 
     Raises:
-        ConfigError: no such split, a damaged record, or one without a field that a template reads.
+        ConfigError: a templates file that cannot be read, no choices, or choices that differ from record to record.
+    """
+    words = task_spec(task).words
+    if words is not None:
+        return words.words
+    if task.promptsource is None:
+        raise ConfigError(f"task {task.name!r} has no labels; prompting needs a fixed set of choices")
+    from frozenlm.prompting.labels import word_table
+    from pipelines.tasks.promptsource import load_template
+
+    template = load_template(task.promptsource.file, task.promptsource.template)
+    choices = template.fixed_choices()
+    if choices is None:
+        has = "answer choices that are read off each record" if template.source.answer_choices else "no answer choices"
+        raise _no_fixed_choices(task, f"{template.source.where} has {has}")
+    words_of = {choice: choice for choice in choices}
+    word_table(words_of, where=f"{template.source.where}, answer_choices", synonyms=False)
+    return words_of
+
+
+def _no_fixed_choices(task: c.TaskBlock, why: str) -> ConfigError:
+    return ConfigError(
+        f"task {task.name!r}: {why}; prompting scores the same words for every record: take another template, or use "
+        "kind: multitask"
+    )
+
+
+def labelled_records(config: c.PromptingJob, split: str, log: Log = lambda _: None) -> list[tuple[TaskRow, Record]]:
+    """The rows of one split, each with what the templates read of its record: their fields, the label and an id.
+
+    Of a promptsource task that is what its template writes, and its target as the label.
+
+    Raises:
+        ConfigError: no such split, a damaged record, one without a field that a template reads, or one with other
+            choices than the rest.
     """
     from pipelines.tasks.records import read_records
     from pipelines.tasks.task import load_task
 
     spec, fields = task_spec(config.task), all_fields(config.prompting, config.task)
+    if config.task.promptsource is not None:
+        return _rendered(config.task, split, log)
     found = []
     for row, record in zip(load_task(spec, split), read_records(spec.records[split]), strict=True):
         kept: Record = {"id": row.id, spec.label: row.label}
@@ -59,6 +109,19 @@ def labelled_records(config: c.PromptingJob, split: str) -> list[tuple[TaskRow, 
             kept[field] = record.fields[name]
         found.append((row, kept))
     return found
+
+
+def _rendered(task: c.TaskBlock, split: str, log: Log) -> list[tuple[TaskRow, Record]]:
+    from pipelines.tasks.task import load_task
+
+    choices, rows = tuple(label_words(task)), load_task(task_spec(task), split)
+    if rows.skipped:
+        log(f"{task.name}: {rows.skipped} {split} records left out, for which the template has nothing to ask")
+    for row in rows:
+        if row.choices != choices:
+            said = " and ".join(", ".join(map(repr, own)) for own in (choices, row.choices))
+            raise _no_fixed_choices(task, f"its template has the answer choices {said} ({row.id})")
+    return [(row, {"id": row.id, task.label: row.target, RENDERED: row.text}) for row in rows]
 
 
 def ensemble(config: c.PromptingJob, embed: Callable[[], Embed], learned: LearnedPrompt | None = None) -> Ensemble:
@@ -127,8 +190,9 @@ def _templates(config: c.PromptingJob) -> list[Template]:
 def _words(config: c.PromptingJob) -> Verbalizer:
     from frozenlm.prompting.verbalizer import Verbalizer
 
-    block = config.prompting
-    return Verbalizer(block.words or task_spec(config.task).words.words, pieces=block.pieces)  # type: ignore[union-attr]
+    block, own = config.prompting, label_words(config.task)
+    check_labels(block, list(own), whose=f"task {config.task.name!r}")
+    return Verbalizer(block.words or own, pieces=block.pieces)
 
 
 def _demonstrations(config: c.PromptingJob, block: Block, embed: Callable[[], Embed]) -> Demonstrations:

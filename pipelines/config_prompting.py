@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, model_validator
 
 from frozenlm.prompting.grammar import pieces
 from frozenlm.prompting.labels import word_table
-from frozenlm.prompting.parts import Answer, Part, SoftSlot, from_slot, merged
+from frozenlm.prompting.parts import Answer, Part, SoftSlot, as_text, from_data, from_slot, joined, merged, to_data
 from frozenlm.prompting.parts import Field as Slot
 from pipelines.config_job import Job
 from pipelines.config_prompts import FrozenEncoder
@@ -22,7 +22,30 @@ NOTHING_TO_TRAIN = (
     "this config of kind prompting asks the frozen LM as it is: there is nothing to train; evaluate it, or ask; soft "
     "slots and the verbalizers soft and prototypical are trained"
 )
+RENDERED = "text"  # the field that a promptsource template's input is for the templates here
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _written(value: Any) -> Any:
+    """A template that is given as a list of parts, as text."""
+    if not isinstance(value, list):
+        return value
+    try:
+        parts = joined(from_data(part, f"part {number}") for number, part in enumerate(value))
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    for part in parts:
+        if part == Slot("answer") or (isinstance(part, SoftSlot) and set(part.init or "") & set("{}")):
+            raise ValueError(
+                f"the part {to_data(part)} cannot be written as text; give a field called answer another name "
+                "(task.fields), and begin soft slots at words without braces"
+            )
+    return as_text(parts)
+
+
+_PARTS = Text | Annotated[list[dict[str, Any]], Field(min_length=1)]
+TemplateText = Annotated[Text, BeforeValidator(_written, json_schema_input_type=_PARTS)]
+"""A template as text; a list of its parts, as `Template.from_parts` takes, becomes text."""
 
 
 class MaskedLM(Block):
@@ -81,7 +104,9 @@ class PromptingInput(Block):
 
 class Prompting(Block):
     """How to ask. `templates` have the task's fields and one `{answer}`; without any it is the task's own template with
-    ` {answer}` behind it. `words` gives each label of the task a word or several; without it they are the verbalizer's.
+    ` {answer}` behind it. One may also be a list of parts: `[{field: text}, {text: " is "}, {answer: true}]`. Of a
+    promptsource task they have the field `text`, which is what its template writes, and its answer choices are labels
+    and words. `words` gives each label of the task a word or several; without it they are the verbalizer's.
     `pieces` says how a word of several tokens is scored (`frozenlm/prompting/verbalizer.py`). Several templates are an
     `ensemble`, each with one of the `weights` where these are given. `cut` names the fields that give way where a
     record is too long, in order; `sentinel` has T5 answer at its sentinel. Soft slots of a template, as `{soft:id*4}`,
@@ -89,7 +114,7 @@ class Prompting(Block):
     `prototypical` compares with a prototype a label (ProtoVerb, 2203.09770)."""
 
     name: Name
-    templates: list[Text] = []
+    templates: list[TemplateText] = []
     cut: list[Text] = []
     sentinel: bool = False
     words: dict[str, str | list[str]] = {}
@@ -135,7 +160,8 @@ class Prompting(Block):
 
 def sources(block: Prompting, task: TaskBlock) -> list[str]:
     """The templates that a task is asked with."""
-    return block.templates or [f"{task.template} {{answer}}"]
+    own = task.template if task.promptsource is None else f"{{{RENDERED}}}"
+    return block.templates or [f"{own} {{answer}}"]
 
 
 def fields_of(source: str, name: str) -> tuple[str, ...]:
@@ -180,6 +206,17 @@ def all_fields(block: Prompting, task: TaskBlock) -> tuple[str, ...]:
     return tuple(dict.fromkeys(field for fields in read for field in fields))
 
 
+def check_labels(block: Prompting, labels: list[str], *, whose: str) -> None:
+    """Words, where the block has any, are for the task's labels.
+
+    Raises:
+        ConfigError: they are for others.
+    """
+    if block.words and set(block.words) != set(labels):
+        known, given = (", ".join(map(repr, own)) for own in (labels, block.words))
+        raise ConfigError(f"words are for the labels {given}; {whose} has {known}")
+
+
 def check_prompting(block: Prompting, task: TaskBlock, *, encoder: bool, evaluation: TaskEvaluation) -> None:
     """What no block can check alone.
 
@@ -188,23 +225,37 @@ def check_prompting(block: Prompting, task: TaskBlock, *, encoder: bool, evaluat
 
     Raises:
         ValueError: a task without choices or without a template, a field that is not to be read or that no template
-            has, words for other labels, demonstrations without train records or encoder, or a setting of no use.
+            has, words for other labels, demonstrations without train records or encoder, or a setting of no use. What
+            the choices of a promptsource template are, is read with its file (`build_prompting.label_words`).
     """
     asks = f"prompting {block.name!r} on task {task.name!r}"
     spec = task_spec(task)
-    if spec.words is None or task.template is None:
-        raise ValueError(f"{asks} needs a fixed set of choices; give the task a template with a verbalizer")
+    if spec.metric != "accuracy" or (spec.words is None and task.promptsource is None):
+        raise ValueError(
+            f"{asks} needs a fixed set of choices; give the task a template with a verbalizer, or a promptsource "
+            "template whose answer choices are the same for all records"
+        )
+    if task.promptsource is not None and task.promptsource.template == "all":
+        raise ValueError(f"{asks} asks one task, and `all` makes one of each template; name one of them")
     try:
         fields = all_fields(block, task)
     except ConfigError as error:
         raise ValueError(f"{asks}: {error}") from error
+    if task.promptsource is not None and fields != (RENDERED,):
+        other = next(field for field in fields if field != RENDERED)
+        raise ValueError(
+            f"{asks}: a template reads {{{other}}}; of a promptsource task there is {{{RENDERED}}} alone, which is "
+            "what its template writes"
+        )
     if task.label in fields:
         raise ValueError(f"{asks}: a template reads {{{task.label}}}, which is the label itself; leave it out")
     if lost := [field for field in block.cut if field not in fields]:
         raise ValueError(f"{asks}: cut names {lost[0]!r}; the templates have the fields {', '.join(fields)}")
-    if block.words and set(block.words) != set(spec.words.words):
-        known, given = (", ".join(map(repr, labels)) for labels in (spec.words.words, block.words))
-        raise ValueError(f"{asks}: words are for the labels {given}; the task's verbalizer has {known}")
+    if spec.words is not None:
+        try:
+            check_labels(block, list(spec.words.words), whose="the task's verbalizer")
+        except ConfigError as error:
+            raise ValueError(f"{asks}: {error}") from error
     if block.demonstrations is not None and task.train is None:
         raise ValueError(f"{asks}: demonstrations come from the task's train split; name its train records")
     if block.needs_encoder and not encoder:

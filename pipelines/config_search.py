@@ -13,6 +13,7 @@ from pipelines.config_prompting import (
     Prompting,
     PromptingInput,
     PromptingJob,
+    TemplateText,
     Text,
     all_fields,
     fields_of,
@@ -53,7 +54,7 @@ class Search(Block):
     where neither says anything, the task's own. At most `trials` candidates are drawn by the config's seed, and each is
     scored on at most `limit` dev records, which it draws too, the same for all."""
 
-    templates: list[Text] = []
+    templates: list[TemplateText] = []
     words: dict[str, Annotated[list[Text], Field(min_length=1)]] = {}
     propose_templates: ProposeTemplates | None = None
     propose_words: ProposeWords | None = None
@@ -95,6 +96,11 @@ class PromptSearch(Job):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         asks = f"the search on task {self.task.name!r}"
+        if self.task.promptsource is not None:
+            raise ValueError(
+                f"{asks} chooses words for the labels of a verbalizer; give the task a template with a verbalizer in "
+                "the place of promptsource"
+            )
         if self.prompting.learns:
             raise ValueError(f"{asks}: prompting has a soft slot or a soft or prototypical verbalizer, {LEARNED}")
         if self.prompting.weights or "ensemble" in self.prompting.model_fields_set:

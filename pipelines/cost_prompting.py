@@ -6,8 +6,8 @@ from frozenlm import cost as flops
 from frozenlm.prompting.learned_verbalizers import PROTOTYPE_WIDTH
 from frozenlm.shapes import ModelShape
 from pipelines import config as c
+from pipelines.build_prompting import label_words
 from pipelines.config_prompting import Contextual, soft_slots, sources
-from pipelines.config_tasks import task_spec
 from pipelines.cost_types import Assumed, Component, Cost
 from pipelines.errors import ConfigError
 from pipelines.model_sizes import encoder_shape, lm_shape
@@ -65,10 +65,10 @@ def learned_shapes(config: c.PromptingJob, width: int) -> dict[str, list[tuple[i
         width: of the LM's embeddings.
     """
     block, found = config.prompting, dict[str, list[tuple[int, int]]]()
-    (source, *_), words = sources(block, config.task), task_spec(config.task).words
+    source, *_ = sources(block, config.task)
     if slots := soft_slots(source, "template"):
         found["slots"] = [(slot.length or len((slot.init or "one").split()), width) for slot in slots.values()]
-    labels = len(words.words) if words is not None else 0
+    labels = 0 if block.verbalizer == "words" else len(label_words(config.task))
     if block.verbalizer == "soft":
         found["verbalizer"] = [(labels, width)]
     elif block.verbalizer == "prototypical":

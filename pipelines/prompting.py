@@ -14,7 +14,6 @@ from pipelines.asked import Asked
 from pipelines.build import frozen_encoder, module_folder
 from pipelines.config import PromptingJob
 from pipelines.config_prompting import all_fields
-from pipelines.config_tasks import task_spec
 from pipelines.errors import ConfigError
 from pipelines.stages import check_questions
 from retrievers.files import sha256_file, sha256_json
@@ -48,6 +47,7 @@ class PromptingPipeline(Asked[Input]):
         self._host: PromptHost | None = None
         self._encoder: FrozenEncoder | None = None
         self._ensemble: Ensemble | None = None
+        self._words: dict[str, str] | None = None
 
     @property
     def host(self) -> PromptHost:
@@ -92,8 +92,9 @@ class PromptingPipeline(Asked[Input]):
         """Label a batch of inputs.
 
         Args:
-            questions: N texts, each the value of the templates' field, without the template's own words; where there
-                are several fields, their values in order of first use with tabs between; or mappings of fields.
+            questions: N texts, each the value of the templates' field, without the template's own words (of a
+                promptsource task: what its template writes); where there are several fields, their values in order of
+                first use with tabs between; or mappings of fields.
             hits: not used by this kind.
 
         Raises:
@@ -124,15 +125,19 @@ class PromptingPipeline(Asked[Input]):
 
     @property
     def words(self) -> dict[str, str]:
-        """Label as the data have it -> the word of the task's verbalizer, which is what is answered."""
-        words = task_spec(self.config.task).words
-        return {} if words is None else words.words
+        """Label as the data have it -> the word of the task's verbalizer, which is what is answered; of a promptsource
+        task its answer choices, which are both."""
+        if self._words is None:
+            self._words = build_prompting.label_words(self.config.task)
+        return self._words
 
     def provenance(self) -> dict[str, Any]:
         """What a label came from: hashes of LM, encoder, settings and what was learned."""
         config, encoder = self.config, self.encoder
         settings = config.model_dump(mode="json", include={"prompting", "input"})
         task = config.task.model_dump(mode="json", include={"template", "verbalizer", "fields", "label"})
+        if config.task.promptsource is not None:  # its wording is in the inputs, which are hashed too
+            task["choices"] = list(self.words)
         return {
             "kind": config.kind,
             "seed": config.seed,

@@ -41,7 +41,7 @@ def evaluate_prompting(
             evaluation in it.
     """
     config, block = pipeline.config, pipeline.config.evaluation
-    pairs = labelled_records(config, block.split)[: limit or block.limit]
+    pairs = labelled_records(config, block.split, log)[: limit or block.limit]
     rows = [row for row, _ in pairs]
     words, encoder = pipeline.words, pipeline.encoder
     cut_before = encoder.truncated if encoder is not None else 0

@@ -79,6 +79,17 @@ class PromptsourceTemplate:
         names = self._program.names | (self._choices.names if self._choices else frozenset())
         self.fields = tuple(sorted(names - {"answer_choices"}))
 
+    def fixed_choices(self) -> tuple[str, ...] | None:
+        """The answer choices, where they read nothing of a record; None for others, and for free text.
+
+        Raises:
+            ConfigError: the template fails.
+        """
+        if self._choices is None or self._choices.names:
+            return None
+        listed = self._parts(self._choices.render({}, place="no record", seed=self.source.id))
+        return tuple(dict.fromkeys(listed))
+
     def _compiled(self, jinja: str, where: str) -> Program:
         return Program(jinja.replace(_SPLIT, self._mark), where=where)
 

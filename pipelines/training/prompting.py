@@ -44,7 +44,7 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
     if training is None:
         raise ConfigError("training needs a training block")
     train, dev = (
-        [record for _, record in build_prompting.labelled_records(config, split)] for split in ("train", "dev")
+        [record for _, record in build_prompting.labelled_records(config, split, log)] for split in ("train", "dev")
     )
     dev = dev[: training.dev_limit]
     host = build_prompting.host(config)
@@ -96,7 +96,7 @@ def train_prompting(config: c.PromptingJob, *, restart: bool, log: Log) -> dict[
             "lm": host.fingerprint,
             "encoder": encoder.fingerprint if encoder is not None else None,
             **config.model_dump(mode="json", include={"prompting", "input"}),
-            "words": sorted(config.task.verbalizer.items()) if config.task.verbalizer else None,
+            "words": sorted(build_prompting.label_words(config.task).items()),
             "template": config.task.template,
         },
         trackers=training.trackers,

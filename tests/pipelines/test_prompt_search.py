@@ -92,6 +92,12 @@ def test_the_planted_candidate_is_found(echo: Path) -> None:
     assert all(one.problem is None for one in verify(echo / "out"))
 
 
+def test_templates_may_be_lists_of_parts(tmp_path: Path) -> None:
+    parts = [[{"field": "text"}, {"text": " was "}, {"answer": True}], "{text} {answer}"]
+    found, same = (load_config(settings(tmp_path, SEARCH | own)) for own in ({"templates": parts}, {}))
+    assert found.templates == same.templates == SEARCH["templates"]  # type: ignore[union-attr]
+
+
 def test_every_score_is_what_evaluate_finds(world: Path) -> None:
     found = searched(settings(world), world / "out")
     for number, one in enumerate(found["candidates"]):

@@ -24,7 +24,7 @@ from pipelines.training import train
 from pipelines.verify import verify
 from tests.pipelines.toy_multitask import COLOURS, make_world
 from tests.pipelines.toy_multitask import settings as multitask_settings
-from tests.toys import toy_masked_lm, toy_sentinel_lm
+from tests.toys import EMBEDDED, toy_masked_lm, toy_sentinel_lm
 
 SHOWN = {"k": 2, "separator": "\n"}
 NEAREST = SHOWN | {"choose": "nearest"}
@@ -195,6 +195,16 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"prompting": {"name": "p"}, "training": {"steps": 1}}, "there is nothing to train"),
     ({"prompting": {"name": "p", "templates": ["{text} {label} {answer}"]}}, "which is the label itself"),
     ({"prompting": {"name": "p", "templates": [""]}}, "at least 1 character"),
+    ({"prompting": {"name": "p", "templates": [[{"field": "text"}]]}}, "has 0 slots {answer}"),
+    ({"prompting": {"name": "p", "templates": [[{"filed": "text"}, {"answer": True}]]}}, "part 0 is {'filed': 'text'}"),
+    (
+        {"prompting": {"name": "p", "templates": [[{"field": "answer"}, {"answer": True}]]}},
+        "the part {'field': 'answer'} cannot be written as text; give a field called answer another name",
+    ),
+    (
+        {"prompting": {"name": "p", "templates": [[{"soft": "a", "init": "{x}"}, {"answer": True}]]}},
+        "at words without braces",
+    ),
     ({"prompting": {"name": "p", "words": {"red": " ", "blue": "blue"}}}, "the word for 'red' is ' '"),
     ({"prompting": {"name": "p", "words": {"red": [], "blue": "blue"}}}, "the label 'red' has no words"),
     ({"prompting": {"name": "p", "words": {"red": "blue", "blue": "blue"}}}, "share the word 'blue'"),
@@ -218,6 +228,142 @@ def test_faults_are_told_when_the_config_is_read(tmp_path: Path, changes: dict[s
     with pytest.raises(ConfigError) as caught:
         load_config(settings(tmp_path) | changes)
     assert words in str(caught.value)
+
+
+PARTS = [{"soft": "lead", "length": 2}, {"field": "text"}, {"text": " is {"}, {"text": "} "}, {"answer": True}]
+
+
+def test_a_template_may_be_a_list_of_parts(world: Path) -> None:
+    config = load_config(settings(world, {"templates": [PARTS]}))
+    assert config.prompting.templates == ["{soft:lead*2}{text} is {{}} {answer}"]  # type: ignore[union-attr]
+    parts = [{"field": "text"}, {"text": " is"}, {"text": " "}, {"answer": True}]
+    found = measured(settings(world, {"templates": [parts, TEMPLATES[1]]}), world / "parts")
+    assert (
+        found["config_sha256"] == measured(settings(world, {"templates": TEMPLATES}), world / "text")["config_sha256"]
+    )
+
+
+PROMPTSOURCE = """
+dataset: colours
+templates:
+  t1: !Template
+    name: fixed
+    answer_choices: red ||| blue
+    jinja: "the {{text}} was |||{{label}}"
+    metadata: !TemplateMetadata {original_task: true}
+  t2: !Template
+    name: own
+    answer_choices: "{{label}} ||| green"
+    jinja: "the {{text}} was |||{{label}}"
+    metadata: !TemplateMetadata {}
+  t3: !Template
+    name: free
+    jinja: "the {{text}} was |||{{label}}"
+    metadata: !TemplateMetadata {}
+  t4: !Template
+    name: drawn
+    answer_choices: "{{['red', 'blue'] | choice}} ||| red ||| blue"
+    jinja: "the {{text}} was |||{{label}}"
+    metadata: !TemplateMetadata {}
+  t5: !Template
+    name: some
+    answer_choices: red ||| blue
+    jinja: "{% if 'dog' not in text %}the {{text}} was |||{{label}}{% endif %}"
+    metadata: !TemplateMetadata {}
+"""
+
+
+def of_promptsource(
+    world: Path, template: str, prompting: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, Any]:
+    (world / "templates.yaml").write_text(PROMPTSOURCE)
+    base = settings(world, prompting, **changes)
+    task = {key: value for key, value in base["task"].items() if key not in ("template", "verbalizer")}
+    return base | {"task": task | {"promptsource": {"file": str(world / "templates.yaml"), "template": template}}}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(way) or "plain")
+def test_a_promptsource_template_asks_as_the_same_words_would(world: Path, way: dict[str, Any]) -> None:
+    if "calibration" in way:  # "" would be nothing at all, since no word stands beside the field
+        nothing = {"texts": ["a", "the"]} if way["calibration"]["kind"] == "contextual" else {"premise": "the"}
+        way = way | {"calibration": way["calibration"] | nothing}
+    theirs = measured(of_promptsource(world, "fixed", way), world / "theirs")
+    # The same as text: what the template writes stands in the data.
+    worded = [one | {"text": f"the {one['text']} was"} for one in COLOURS]
+    (world / "worded.jsonl").write_text("\n".join(map(json.dumps, worded)))
+    base = settings(world, way if "templates" in way else way | {"templates": ["{text} {answer}"]})
+    task = base["task"] | dict.fromkeys(("train", "dev", "test"), str(world / "worded.jsonl"))
+    ours = measured(base | {"task": task}, world / "ours")
+    assert theirs["mean"] == ours["mean"] and theirs["n"] == len(COLOURS)
+    for one, other in zip(rows_of(world / "theirs"), rows_of(world / "ours"), strict=True):
+        assert (one["prediction"], one["scores"]) == (other["prediction"], pytest.approx(other["scores"]))
+    with Pipeline.from_config(load_config(of_promptsource(world, "fixed", way))) as pipeline:
+        assert pipeline("the the cat is red was").text in ("red", "blue")
+
+
+def test_promptsource_templates_that_do_not_fit(world: Path) -> None:
+    for template, words in (
+        ("own", "answer choices that are read off each record; .* use kind: multitask"),
+        ("free", "has no answer choices"),
+        ("drawn", "has the answer choices 'red', 'blue' and 'blue', 'red'|'blue', 'red' and 'red', 'blue'"),
+        ("none", "has no template named 'none'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            measured(of_promptsource(world, template), world / template)
+    with pytest.raises(ConfigError, match="words are for the labels 'a', 'b'; task 'colours' has 'red', 'blue'"):
+        measured(of_promptsource(world, "fixed", {"words": {"a": "red", "b": "blue"}}), world / "words")
+    for template, way, words in (
+        ("all", {}, "`all` makes one of each template; name one"),
+        (
+            "fixed",
+            {"templates": ["{title} {answer}"]},
+            r"reads \{title\}; of a promptsource task there is \{text\} alone",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_config(of_promptsource(world, template, way))
+    source = of_promptsource(world, "fixed")
+    with pytest.raises(ConfigError, match="in the place of promptsource"):
+        load_config({key: source[key] for key in ("lm", "task", "prompting")} | {"kind": "prompt_search", "search": {}})
+
+
+def test_records_that_a_promptsource_template_leaves_out_are_told(world: Path) -> None:
+    said: list[str] = []
+    found = measured(of_promptsource(world, "some"), world / "out", log=said.append)
+    left = sum("dog" not in one["text"] for one in COLOURS)
+    assert 0 < left == found["n"] < len(COLOURS)
+    assert f"colours: {len(COLOURS) - left} test records left out, for which the template has nothing to ask" in said
+
+
+@pytest.mark.shared_data
+def test_a_real_promptsource_template(world: Path, shared_data: Path) -> None:
+    records = [{"text": one["text"], "label": number % 4} for number, one in enumerate(COLOURS)]
+    (world / "news.jsonl").write_text("\n".join(map(json.dumps, records)))
+    file = str(shared_data / "data/promptsource/ag_news/templates.yaml")
+    calibration = {"kind": "contextual", "texts": ["N/A", "[MASK]"]}
+    source = settings(world, {"demonstrations": SHOWN, "calibration": calibration}, input={"max_tokens": 60})
+    source["lm"] = {"model": str(EMBEDDED)}
+    source["task"] = {
+        "name": "news",
+        "train": str(world / "news.jsonl"),
+        "test": str(world / "news.jsonl"),
+        "promptsource": {"file": file, "template": "classify_question_first"},
+    }
+    assert measured(source, world / "out")["n"] == len(records)
+    choices = rows_of(world / "out")[0]["choices"]
+    assert choices == ["World politics", "Sports", "Business", "Science and technology"]
+
+
+@pytest.mark.parametrize(("host", "kind"), [("lm", "decoder-only"), ("masked", "masked")])
+def test_a_sentinel_is_for_encoder_decoders(world: Path, host: str, kind: str) -> None:
+    own: dict[str, Any] = {}
+    if host == "masked":
+        lm: Any = toy_masked_lm()
+        lm.model.save_pretrained(world / "host")
+        lm.tokenizer.save_pretrained(world / "host")
+        own = {"lm": None, "masked_lm": {"model": str(world / "host")}}
+    with pytest.raises(ConfigError, match=f"prompting.sentinel has an encoder-decoder LM .* this one is {kind}; leave"):
+        measured(settings(world, {"sentinel": True}, **own), world / "out")
 
 
 def test_tasks_that_cannot_be_prompted(tmp_path: Path) -> None:

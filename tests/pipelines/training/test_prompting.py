@@ -18,7 +18,7 @@ from pipelines.loader import load_config
 from pipelines.pipeline import Pipeline
 from pipelines.training import train
 from pipelines.verify import verify
-from tests.pipelines.test_prompting import COLOURS, NEAREST, SHOWN, comparison, settings
+from tests.pipelines.test_prompting import COLOURS, NEAREST, SHOWN, comparison, of_promptsource, settings
 from tests.pipelines.toy_multitask import make_world
 from tests.toys import toy_masked_lm
 
@@ -125,6 +125,15 @@ def test_demonstrations_that_do_not_fit_are_counted_or_refused(world: Path) -> N
     with pytest.raises(ConfigError, match=f"not one of the {2 * len(COLOURS)} demonstrations"):
         train(none)
     assert not (world / "work" / "modules" / "none.run").exists()
+
+
+def test_a_promptsource_task_is_learned(world: Path) -> None:
+    way = {"templates": ["{soft:lead*2} {text} {answer}"], "verbalizer": "soft"}
+    config = load_config(of_promptsource(world, "fixed", way, training=TRAINING | {"steps": 2}))
+    summary = train(config)
+    assert summary["trained_parameters"] == cost(config)["trained_parameters"] == describe(config)["trained_parameters"]
+    with Pipeline.from_config(config) as pipeline:
+        assert pipeline("the cat was").text in ("red", "blue")
 
 
 def test_an_evaluation_belongs_to_what_was_learned(world: Path) -> None:
