@@ -61,7 +61,7 @@ def test_a_delta_that_cannot_be(
     [
         ("llama", "bitfit", "LlamaForCausalLM has no biases"),
         ("t5", "bitfit", "T5ForConditionalGeneration has no biases"),
-        ("gpt2", "loha", "peft cannot make loha of these layers"),
+        ("gpt2", "loha", "loha is not defined for Conv1D layers"),
     ],
 )
 def test_a_method_that_is_not_defined_for_the_lm(
