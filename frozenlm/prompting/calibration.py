@@ -78,7 +78,11 @@ class DomainPMI:
         parts = list(template.parts[max(places, default=-1) + 1 :])
         if Answer() not in parts:
             parts = [part for part in template.parts if not isinstance(part, Field)]
-        return [(Template(parts, sentinel=template.sentinel, name=f"{template.name}'s domain premise"), {})]
+        made = Template(parts, sentinel=template.sentinel, name=f"{template.name}'s domain premise")
+        if template.spaced and not made.spaced:  # the words are to be the pieces that they are behind a field
+            parts.insert(parts.index(Answer()), " ")
+            made = Template(parts, sentinel=template.sentinel, name=made.name)
+        return [(made, {})]
 
 
 def calibrated(logprobs: Tensor, blank: Tensor) -> Tensor:

@@ -154,7 +154,10 @@ def _read_ahead(
 
 
 def _head(filled: Filled) -> tuple[Tokens, ...] | None:
-    """What stands before the body where demonstrations do, as a row; None where none do."""
+    """What stands before the body where demonstrations do, as a row; None where none do, or nothing is left to read
+    behind them."""
+    if not row_length(filled.body) + len(filled.closes):
+        return None
     tokens = tuple(segment for segment in filled.prefix if isinstance(segment, Tokens))
     return (Tokens(filled.opens), *tokens) if tokens and len(tokens) == len(filled.prefix) else None
 

@@ -8,6 +8,7 @@ import torch
 from frozenlm.errors import ConfigError
 from frozenlm.prompting.calibration import ContextualCalibration, DomainPMI, calibrated, class_means
 from frozenlm.prompting.classify import Prompt, label_loss
+from frozenlm.prompting.demonstrations import Demonstrations
 from frozenlm.prompting.scoring import Question, word_scores
 from frozenlm.prompting.soft_slots import SoftSlots
 from frozenlm.prompting.template import Template
@@ -66,3 +67,27 @@ def test_long_words_are_calibrated(name: str) -> None:
             asked, prior = word_scores(host, [Question(TEMPLATE.fill(RECORD, host), words), Question(blank, words)])
         by_hand = (asked.double() - prior.double()).softmax(dim=0)
         assert list(found.probabilities.values()) == pytest.approx(by_hand.tolist(), abs=1e-4)
+
+
+def test_nothing_is_asked_where_demonstrations_alone_are_read() -> None:
+    lm, bare = toy_lm(), Template.parse("{text} {answer}")
+    train = [
+        {"text": f"the {word}", "label": label} for word, label in (("cat", "pos"), ("dog", "neg"), ("king", "pos"))
+    ]
+    words = Verbalizer({"pos": "blue", "neg": "red"})
+    shown = Demonstrations(train, k=2, separator="\n")
+    prompt = Prompt(bare, words, demonstrations=shown, calibration=ContextualCalibration())
+    records = [{"text": "the cat sat"}, {"text": "a river"}]
+    together = [one.probabilities for one in prompt.classify(lm, records)]
+    alone = [prompt.classify(lm, [record])[0].probabilities for record in records]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "source", ["{text}{answer}", "{text} {answer}", "so: {text} it is {answer}", "{text}\n{answer}"]
+)
+def test_the_premise_scores_the_pieces_that_the_question_does(source: str) -> None:
+    template = Template.parse(source)
+    ((premise, record),) = DomainPMI().blanks(template)
+    assert premise.spaced is template.spaced and not premise.fields and record == {}
