@@ -185,7 +185,7 @@ def sees_only_before(encoder: FrozenEncoder) -> bool:
     second's embedding, which is exactly 0 where that is masked.
     """
     ids = torch.tensor([frequent_ids(encoder, 2)])
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         embeds = encoder.embed(ids).detach().requires_grad_()
         first = encoder.model(inputs_embeds=embeds).last_hidden_state[0, 0].float()
         # Numbers of different weight: neither their sum nor that of their squares moves behind a norm.

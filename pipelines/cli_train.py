@@ -73,9 +73,11 @@ def export(
         Path | None, typer.Option("--out", metavar="DIR", help="A new folder; else beside the module, as NAME.peft.")
     ] = None,
     format_: FormatOpt = PeftFormat.peft,
-    lm: Annotated[str | None, typer.Option("--lm", metavar="MODEL", help="Of a folder: the LM it is for.")] = None,
+    lm: Annotated[
+        str | None, typer.Option("--lm", metavar="MODEL", help="Of a folder: the LM it is for, as saved.")
+    ] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="MODEL", help="Of a folder: the encoder it is for.")
+        str | None, typer.Option("--encoder", metavar="MODEL", help="Of a folder: the encoder it is for, as saved.")
     ] = None,
     as_json: JsonOpt = False,
     set_: SetOpt = None,

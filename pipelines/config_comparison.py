@@ -98,7 +98,7 @@ def check_comparison(methods: list[ComparedMethod], tasks: list[Any], *, encoder
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two {what} are called {twice[0]!r}; give each a name of its own")
     folders: dict[str, str] = {}
-    for method, task in product(methods, tasks):
+    for method, task in product([one for one in methods if one.trains], tasks):
         pair = f"method {method.name!r} on task {task.name!r}"
         other = folders.setdefault(f"{method.name}-{task.name}", pair)
         if other != pair:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frozenlm.saved_parts import PARTS_FILE
+from frozenlm.saved_parts import PARTS_FILE, verify_parts
 from pipelines import build_tasks
 from pipelines import config as c
 from pipelines.build import Log, frozen_encoder, frozen_lm, module_folder, soft_prompt
 from pipelines.build_classification import trained_tuned
 from pipelines.build_deltas import check_asked_for
 from pipelines.errors import CheckpointError, ConfigError
+from pipelines.training.summary import trained_parameters
 
 if TYPE_CHECKING:
     from frozenlm.lm import FrozenLM
@@ -61,7 +62,8 @@ def export_module(
 
     Args:
         folder: of the module, or of a head and the delta beside it.
-        lm, encoder: the model it was trained for, one of the two.
+        lm, encoder: the model it was trained for, one of the two, as it is saved; one that was loaded in another dtype
+            or revision is known to its config alone.
 
     Raises:
         ConfigError: no model or two, or a method that peft does not have.
@@ -70,18 +72,19 @@ def export_module(
     from frozenlm.checkpoint import verify_module
     from frozenlm.deltas.catalogue import methods
 
-    if (lm is None) == (encoder is None):
+    if bool(lm) == bool(encoder):
         raise ConfigError(f"{folder} does not say where its model lies; name it with --lm MODEL, or --encoder MODEL")
     folder = Path(folder)
-    source = folder / "delta" if (folder / PARTS_FILE).exists() else folder
-    kind = verify_module(source).kind
+    parts = verify_parts(folder) if (folder / PARTS_FILE).exists() else {"": verify_module(folder).kind}
+    part, kind = next((one for one in parts.items() if one[0] in ("", "delta")), ("", " and ".join(parts.values())))
     found = next((one for one in methods() if one.kind == kind and one.peft_type is not None), None)
     if found is None:
-        raise ConfigError(f"peft has no form for {source}, which holds {kind}; expected one of {', '.join(PEFT_KINDS)}")
+        raise ConfigError(f"peft has no form for {folder}, which holds {kind}; expected one of {', '.join(PEFT_KINDS)}")
     out = _new_folder(out, folder)
-    host = frozen_lm(c.LM(model=lm)) if lm is not None else frozen_encoder(c.FrozenEncoder(model=str(encoder)))
-    module = found.module_class.load(source, host).eval()
-    return _written(module, getattr(module, "method", kind), out, host, str(lm or encoder), log)
+    block = c.LM(model=lm) if lm else c.FrozenEncoder(model=str(encoder))
+    host: Any = frozen_lm(block) if isinstance(block, c.LM) else frozen_encoder(block)
+    module = found.module_class.load(folder / part, host).eval()
+    return _written(module, getattr(module, "method", kind), out, host, block.model, log)
 
 
 def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: Log = lambda _: None) -> dict[str, Any]:
@@ -138,8 +141,7 @@ def import_peft(config: Any, folder: Path | str, *, restart: bool = False, log: 
     module.save(target, lm)
     lm.assert_unchanged()
     log(f"imported: {target}")
-    trained = sum(p.numel() for p in module.parameters())
-    return {"kind": block.kind, "module": str(target), "trained_parameters": trained}
+    return {"kind": block.kind, "module": str(target), "trained_parameters": trained_parameters(module)}
 
 
 def _soft_prompt(folder: Path, lm: FrozenLM) -> SoftPrompt:

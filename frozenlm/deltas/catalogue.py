@@ -112,7 +112,7 @@ _PROMPTS = (
     _prompt(
         "p_tuning", "prompts.p_tuning:PTuning", "the encoder; P H once collapsed", "2103.10385", peft_type="P_TUNING"
     ),
-    _prompt("slotted_prompt", "prompts.slots:SlottedPrompt", "P H", "2103.10385"),
+    _prompt("slotted_prompt", "prompts.slots:SlottedPrompt", "P H", "2103.10385", peft_type="P_TUNING"),
     _prompt("low_rank_prompt", "prompts.low_rank:LowRankPrompt", "r (P + H), or 2 r H", "2406.19486"),
     _prompt("prompt_autoencoder", "prompts.prompt_autoencoder:PromptAutoEncoder", "the auto-encoder", "2110.07867"),
     _prompt("intrinsic_prompt", "prompts.intrinsic:IntrinsicPrompt", "d", "2110.07867"),

@@ -169,7 +169,10 @@ def _scored(host: PromptHost, questions: Sequence[Question], shared: _Shared | N
     lengths = [one.filled.length + before for one, before in zip(questions, read, strict=True)]
     for whole in (False, True):
         group = [i for i, own in enumerate(words) if (own is not None) is whole]
-        for part in plan_batches([lengths[i] for i in group], batch_tokens=batch_tokens):
+        parts = plan_batches([lengths[i] for i in group], batch_tokens=batch_tokens)
+        if group and whole and shared is None:
+            parts = [[*range(len(group))]]  # split further on; here only a memory's copies would need it
+        for part in parts:
             batch = [group[place] for place in part]
             asked, memory = [questions[i] for i in batch], None if shared is None else shared.select(batch)
             choices = [own for i in batch if (own := words[i]) is not None]

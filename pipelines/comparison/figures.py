@@ -35,7 +35,8 @@ class MethodFigures:
     seconds_per_step: median; steps alone, without evaluation
     saved_bytes: what a step keeps for its backward pass, most
     step_bytes: what a step needs beside the frozen weights, most: `saved_bytes`, and for each trained number its value,
-        its gradient and AdamW's two moments in float32, 16 bytes (our count: Adafactor holds less)
+        its gradient and AdamW's two moments in float32, 16 bytes (our count: Adafactor holds less); None where lines of
+        earlier versions do not say how many numbers DiffPruning's step trains
     """
 
     method: str
@@ -82,9 +83,17 @@ def _method(results: Sequence[Result], tasks: Sequence[str], standard: float | N
         share=trained / results[0]["lm_parameters"],
         seconds_per_step=statistics.median(steps) if steps else None,
         saved_bytes=max((r["saved_bytes"] for r in saved), default=None),
-        step_bytes=max((r["saved_bytes"] + STATE_BYTES * r["trained_parameters"] for r in saved), default=None),
+        step_bytes=max((_step_bytes(r) for r in saved if _says_what_a_step_trains(r)), default=None),
         learning_rates={r["task"]: r["learning_rate"] for r in results if "learning_rate" in r},
     )
+
+
+def _says_what_a_step_trains(result: Result) -> bool:
+    return result["kind"] != "diff_pruning" or result.get("kept_parameters") is not None
+
+
+def _step_bytes(result: Result) -> int:
+    return int(result["saved_bytes"] + STATE_BYTES * result["trained_parameters"])
 
 
 def _mean(results: Sequence[Result], tasks: Sequence[str]) -> float | None:

@@ -33,8 +33,8 @@ def train(config: Any, *, restart: bool = False, log: Log = lambda _: None) -> d
 
     Returns:
         A summary: `module` (folder), `steps`, `best_step`, `best_score`, `examples`, `lm_weights_changed` and more by
-        kind. Of tasks: `trained_parameters`, what the optimizer moves at most, and `kept_parameters`, what the saved
-        module needs to be served.
+        kind. Of tasks: `trained_parameters`, what the optimizer moves at most, and `kept_parameters`, the numbers in
+        the module's file (an intrinsic prompt's decoder lies in another).
 
     Raises:
         ConfigError: nothing to train in this config, or a comparison of methods.

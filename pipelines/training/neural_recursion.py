@@ -26,7 +26,7 @@ from pipelines.neural_recursion import modules, recurred
 from pipelines.training.initializers import initializer
 from pipelines.training.reader import Prepared, digest, first_example, prepare_both, training_parts
 from pipelines.training.settings import loop_settings, training_questions
-from pipelines.training.summary import summary
+from pipelines.training.summary import summary, trained_parameters
 from pipelines.training.when import check_tunable, tune_when
 
 
@@ -52,7 +52,7 @@ def train_neural(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[
     run = config.connector.name
     cache = build_recursion.first_pass_cache(config, lm, lambda: rows_read([*examples, *dev]), run, log)
     model = RecursiveLM(lm, connector, prompt)
-    trained = sum(p.numel() for p in model.module.parameters() if p.requires_grad)
+    trained = trained_parameters(model.module)
     log(f"{model.passes} passes, {trained:,} trained parameters")
 
     def loss(batch: list[Example]) -> tuple[torch.Tensor, int]:

@@ -24,7 +24,7 @@ from pipelines.build import Log, frozen_lm, module_folder
 from pipelines.errors import ConfigError, ShapeError
 from pipelines.training.plain_text import held_out, texts
 from pipelines.training.settings import loop_settings
-from pipelines.training.summary import summary
+from pipelines.training.summary import summary, trained_parameters
 
 
 def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def pretrain_connector(config: c.NeuralRecursion, *, restart: bool, log: Log) ->
     log(f"connector saved: {folder}")
     return {
         "module": str(folder),
-        "trained_parameters": sum(p.numel() for p in connector.parameters()),
+        "trained_parameters": trained_parameters(connector),
         "tokens": len(blocks.tokens),
         "one_pass_perplexity": math.exp(one_pass),
         "perplexity": math.exp(-result.best_score) if result.best_score is not None else None,

@@ -25,7 +25,7 @@ from pipelines.training.initializers import initializer
 from pipelines.training.plain_text import held_out, texts
 from pipelines.training.reader import digest
 from pipelines.training.settings import loop_settings
-from pipelines.training.summary import summary
+from pipelines.training.summary import summary, trained_parameters
 
 
 def pretrain_prompt(config: c.Multitask, *, restart: bool, log: Log) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def pretrain_prompt(config: c.Multitask, *, restart: bool, log: Log) -> dict[str
     log(f"prompt saved: {folder}; `frozenlm train` begins from it")
     return {
         "module": str(folder),
-        "trained_parameters": sum(p.numel() for p in prompt.parameters()),
+        "trained_parameters": trained_parameters(prompt),
         "examples": len(train),
         "left_out": found.left_out,
         "dev_loss_without_prompt": without,

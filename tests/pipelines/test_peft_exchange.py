@@ -122,7 +122,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_modules_folder_is_enough_where_its_model_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = make_world(tmp_path, "opt")
     for block in BLOCKS:
@@ -136,6 +136,12 @@ def test_a_modules_folder_is_enough_where_its_model_is_named(
             assert (folder / "d.peft" / name).read_bytes() == (Path(by_config["folder"]) / name).read_bytes()
         assert cli.main(["export", str(folder / "d"), "--quiet"]) == 2
         assert "name it with --lm MODEL" in capsys.readouterr().err
+    monkeypatch.chdir(world)  # what peft's file says of the model holds from anywhere
+    out = str(tmp_path / "moved")
+    assert cli.main(["export", str(folder / "d"), "--out", out, "--lm", "lm", "--quiet", "--json"]) == 0
+    assert Path(json.loads(capsys.readouterr().out)["base_model"]) == world / "lm"
+    assert cli.main(["export", str(folder / "d"), "--lm", "", "--quiet"]) == 2
+    assert "name it with --lm MODEL" in capsys.readouterr().err
     assert cli.main(["export", str(tmp_path), "--lm", str(world / "lm"), "--quiet"]) == 1
     assert "does not exist; a module folder holds" in capsys.readouterr().err
     bitfit = configured(world, prompt=None, delta={"kind": "bitfit", "name": "b"})
@@ -165,6 +171,10 @@ def test_a_delta_of_an_encoder_goes_out_without_its_head(tmp_path: Path) -> None
     assert not torch.allclose(ours, plain)
     with pytest.raises(ConfigError, match="has no head"):
         import_peft(config, folder)
+    alone = load_config(of_encoder.settings(world, name="alone"))
+    train(alone)
+    with pytest.raises(ConfigError, match="which holds classification_head"):
+        export_module(world / "work" / "modules" / "alone", encoder=str(world / "encoder"))
     prefix = load_config(of_encoder.settings(world, name="other", delta={"kind": "p_tuning_v2", "name": "d"}))
     train(prefix)
     with pytest.raises(ConfigError, match="this model's kind is encoder"):

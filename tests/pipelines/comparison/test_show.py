@@ -58,6 +58,8 @@ def test_trained_and_kept_numbers_and_the_bytes_of_a_step() -> None:
     assert (new.trained_parameters, new.kept_parameters) == (100, 7)
     assert (new.saved_bytes, new.step_bytes) == (1000, 1000 + 16 * 100)
     assert (old.kept_parameters, old.step_bytes) == (None, 1000 + 16 * 10)
+    pruned = figures([result("d", "x", 0, 0.5, trained_parameters=10, saved_bytes=1000, kind="diff_pruning")])[0]
+    assert pruned.step_bytes is None  # what a line of before calls trained is what was left of it
     assert (asked.kept_parameters, asked.saved_bytes, asked.step_bytes) == (0, None, None)
     headings, cells = rows([new, old, asked])
     shown = [dict(zip(headings, line, strict=True)) for line in cells]
