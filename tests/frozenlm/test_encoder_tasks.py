@@ -205,9 +205,10 @@ def test_the_first_token_of_a_causal_model_is_refused(name: str, tmp_path) -> No
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_are_not_causal(name: str) -> None:
-    assert not sees_only_before(toy_encoder(name))
+    encoder = toy_encoder(name)
+    assert not sees_only_before(encoder)
     with torch.inference_mode():
-        assert not sees_only_before(toy_encoder(name))
+        assert not sees_only_before(encoder)
 
 
 def test_the_last_token_on_whichever_side_is_padded() -> None:
