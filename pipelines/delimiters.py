@@ -75,16 +75,15 @@ class Delimiters:
         """
         if self.line_breaks:
             text = _LINE_BREAKS.sub(" ", text)
-        count = 0
-        if self.labels and (stripped := _LEADING_COLONS.sub("", text)) != text:
-            text, count = stripped, 1
-        while self._pattern is not None:
+        count, more = 0, True
+        while more:  # what is taken out may leave a delimiter behind: "##:" a leading colon
+            more = False
+            if self.labels and (stripped := _LEADING_COLONS.sub("", text)) != text:
+                text, count, more = stripped, count + 1, True
             folded, origin = fold(text)
-            found = list(self._pattern.finditer(folded))
-            if not found:
-                break
-            text = _without(text, [_removal(match, origin) for match in found])
-            count += len(found)
+            if found := list(self._pattern.finditer(folded)) if self._pattern is not None else []:
+                text = _without(text, [_removal(match, origin) for match in found])
+                count, more = count + len(found), True
         return text, count
 
 

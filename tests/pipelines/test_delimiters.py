@@ -43,6 +43,10 @@ def test_marks_lose_their_signs_and_line_breaks_become_spaces() -> None:
     assert delimiters.neutralise("a\n\n###\nb [inst] c") == ("a     b  inst  c", 2)
 
 
+def test_what_a_mark_leaves_at_the_start_completes_no_label() -> None:
+    assert Delimiters.of(["answer : ", "## "]).neutralise("##: 42") == ("42", 2)
+
+
 def test_line_breaks_stay_where_templates_have_none() -> None:
     assert OURS.neutralise("a\nb") == ("a\nb", 0)
 
