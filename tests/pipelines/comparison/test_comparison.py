@@ -1,6 +1,5 @@
 """Methods on tasks: every run once, resumed after a kill, figures that can be computed by hand, a report to look at."""
 
-import fcntl
 import json
 import math
 from pathlib import Path
@@ -85,15 +84,6 @@ def test_parts_share_the_methods(tmp_path: Path) -> None:
     assert len(compare_methods(config, tmp_path / "out", part=(0, 2))) == 6
     with pytest.raises(ConfigError, match="there are 2 methods"):
         compare_methods(config, tmp_path / "out", part=(2, 3))
-
-
-def test_two_processes_do_not_run_the_same_part(tmp_path: Path) -> None:
-    config = load_config(comparison(make_world(tmp_path), seeds=1))
-    (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / "results.jsonl").open("ab") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process runs this part"):
-            compare_methods(config, tmp_path / "out")
 
 
 def test_around_an_encoder(tmp_path: Path) -> None:

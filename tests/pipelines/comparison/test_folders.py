@@ -43,12 +43,16 @@ def test_one_number_of_parts_at_a_time(tmp_path: Path) -> None:
         pass  # all others have gone
 
 
-def test_parts_are_kept_apart_by_a_comparison_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("results.jsonl", "another process runs this part"), ("results-1-of-2.jsonl", "the same number of parts")],
+)
+def test_a_comparison_leaves_the_parts_of_other_processes_alone(file: str, words: str, tmp_path: Path) -> None:
     config = load_config(comparison(make_world(tmp_path), **ONE))
     (tmp_path / "out").mkdir()
-    with (tmp_path / "out" / "results-1-of-2.jsonl").open("ab") as held:
+    with (tmp_path / "out" / file).open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="the same number of parts"):
+        with pytest.raises(ConfigError, match=words):
             compare_methods(config, tmp_path / "out")
 
 
